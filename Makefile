@@ -1,0 +1,56 @@
+# make demo   shows the main job on this machine       make test   checks and tests everything
+# make bench  measures, beside bare gRPC servers       make soak   the long forms of the tests
+.DEFAULT_GOAL := help
+.PHONY: help venv install demo test check unit bench soak stubs lock format clean
+
+SOURCES := $(shell find client sidecar protos -type f -not -name '*.pyc') pyproject.toml README.md
+PATHS := client sidecar tests tools examples
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+# The package is installed as a wheel, never from the source tree: what is tested is what ships.
+install: .venv/.installed
+.venv/.installed: requirements.lock $(SOURCES)
+	@venv=$$(tools/venv.sh) && mkdir -p build && rm -rf build/wheel && \
+	$$venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w build/wheel . && \
+	$$venv/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps build/wheel/*.whl
+	@touch $@
+
+demo: install
+	@$$(readlink -f .venv)/bin/python examples/demo.py $(if $(INPUT),--input "$(INPUT)")
+
+test: check unit
+
+check: install
+	@.venv/bin/ruff check $(PATHS)
+	@.venv/bin/ruff format --check $(PATHS)
+	@.venv/bin/mypy $(PATHS)
+	@.venv/bin/python tools/generate_stubs.py --check
+
+unit: install
+	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux
+	@$$(readlink -f .venv)/bin/python -m pytest
+
+soak: install
+	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux
+	@KEYSIDE_SOAK=1 $$(readlink -f .venv)/bin/python -m pytest -m soak
+
+bench: install
+	@tools/system_packages.sh h2load=nghttp2-client
+	@$$(readlink -f .venv)/bin/python tests/bench/run.py
+
+stubs: install
+	@.venv/bin/python tools/generate_stubs.py
+
+# Needs uv. The lock file holds hashes and no addresses.
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --extra sidecar --group dev --custom-compile-command "make lock" -o requirements.lock pyproject.toml
+
+format: install
+	@.venv/bin/ruff format $(PATHS)
+	@.venv/bin/ruff check --fix $(PATHS)
+
+clean:
+	rm -rf build dist "$$(readlink -f .venv)" .venv

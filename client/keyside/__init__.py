@@ -1,0 +1,121 @@
+"""Keyside's client: encryption through the sidecar on this host, without holding keys.
+
+    import keyside
+
+    with keyside.Client() as client:
+        envelope = client.encrypt("mail-credentials", token, {"account": "42"})
+        token = client.decrypt(envelope, {"account": "42"})
+
+What can go wrong is in ``keyside.errors``; the classes are also here. Importing this package
+imports nothing else: gRPC is loaded when a client makes its first call, so that a pre-forking
+server may import it and create clients before it forks.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from keyside.aio import AsyncClient
+    from keyside.client import Client
+    from keyside.errors import (
+        ClosedClient,
+        Conflict,
+        DeadlineExceeded,
+        EnvelopeRejected,
+        InvalidArgument,
+        KeysideError,
+        LimitExceeded,
+        NotIdentified,
+        NotPermitted,
+        Unavailable,
+        UnexpectedAnswer,
+        UntrustedSocket,
+        VersionUnusable,
+    )
+    from keyside.facts import (
+        Caller,
+        Key,
+        KeyStatus,
+        KeyVersion,
+        KeyVersionState,
+        Problem,
+        Rotation,
+        Serving,
+        Status,
+    )
+
+    __version__: str
+
+__all__ = [
+    "AsyncClient",
+    "Caller",
+    "Client",
+    "ClosedClient",
+    "Conflict",
+    "DeadlineExceeded",
+    "EnvelopeRejected",
+    "InvalidArgument",
+    "Key",
+    "KeyStatus",
+    "KeyVersion",
+    "KeyVersionState",
+    "KeysideError",
+    "LimitExceeded",
+    "NotIdentified",
+    "NotPermitted",
+    "Problem",
+    "Rotation",
+    "Serving",
+    "Status",
+    "Unavailable",
+    "UnexpectedAnswer",
+    "UntrustedSocket",
+    "VersionUnusable",
+    "__version__",
+]
+
+_FACTS: Final = frozenset(
+    {
+        "Caller",
+        "Key",
+        "KeyStatus",
+        "KeyVersion",
+        "KeyVersionState",
+        "Problem",
+        "Rotation",
+        "Serving",
+        "Status",
+    }
+)
+_CLIENTS: Final = {"Client": "keyside.client", "AsyncClient": "keyside.aio"}
+
+
+def _find_version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("keyside")
+    except metadata.PackageNotFoundError:  # a source tree on the import path
+        return "0+unknown"
+
+
+if not TYPE_CHECKING:  # so that a misspelt name is still an error to a type checker
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            message = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(message)
+        value: object
+        if name == "__version__":
+            value = _find_version()
+        else:
+            place = "keyside.facts" if name in _FACTS else _CLIENTS.get(name, "keyside.errors")
+            value = getattr(importlib.import_module(place), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

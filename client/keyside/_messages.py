@@ -1,0 +1,204 @@
+"""Between this package's values and the protos' messages; the only place that knows both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC
+from typing import TYPE_CHECKING, Final
+
+from keyside.errors import InvalidArgument
+from keyside.facts import (
+    Caller,
+    Key,
+    KeyStatus,
+    KeyVersion,
+    KeyVersionState,
+    Problem,
+    Rotation,
+    Serving,
+    Status,
+)
+from keyside.names import parse_key_name
+from keyside.v1 import encryption_pb2, keys_pb2, status_pb2
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+MAX_PAGE_SIZE: Final = 1000
+_MAX_VERSION: Final = 2**32 - 1
+
+
+def encrypt_request(
+    key: str, plaintext: bytes | bytearray | memoryview, context: Mapping[str, str] | None
+) -> encryption_pb2.EncryptRequest:
+    """Build an EncryptRequest.
+
+    Raises:
+        InvalidArgument: A value is of another type, or the key's name is not valid.
+    """
+    return encryption_pb2.EncryptRequest(
+        key=parse_key_name(key),
+        plaintext=_as_bytes("plaintext", plaintext),
+        context=_as_context(context),
+    )
+
+
+def decrypt_request(
+    envelope: bytes | bytearray | memoryview, context: Mapping[str, str] | None
+) -> encryption_pb2.DecryptRequest:
+    """Build a DecryptRequest.
+
+    Raises:
+        InvalidArgument: A value is of another type.
+    """
+    return encryption_pb2.DecryptRequest(
+        envelope=_as_bytes("envelope", envelope), context=_as_context(context)
+    )
+
+
+def rewrap_request(envelope: bytes | bytearray | memoryview) -> encryption_pb2.RewrapRequest:
+    """Build a RewrapRequest.
+
+    Raises:
+        InvalidArgument: The envelope is of another type.
+    """
+    return encryption_pb2.RewrapRequest(envelope=_as_bytes("envelope", envelope))
+
+
+def get_key_request(name: str, page_size: int, page_token: str = "") -> keys_pb2.GetKeyRequest:
+    """Build a GetKeyRequest.
+
+    Raises:
+        InvalidArgument: The name is not valid, or the page's size is not 1 to 1,000.
+    """
+    if not isinstance(page_size, int) or not 1 <= page_size <= MAX_PAGE_SIZE:
+        raise InvalidArgument(f"page_size is a number from 1 to {MAX_PAGE_SIZE}")
+    return keys_pb2.GetKeyRequest(
+        name=parse_key_name(name), page_size=page_size, page_token=page_token
+    )
+
+
+def rotate_request(name: str, expected_current: int | None) -> keys_pb2.RotateKeyRequest:
+    """Build a RotateKeyRequest.
+
+    Raises:
+        InvalidArgument: The name is not valid, or the number is no version's.
+    """
+    if expected_current is not None and (
+        not isinstance(expected_current, int) or not 1 <= expected_current <= _MAX_VERSION
+    ):
+        raise InvalidArgument("expected_current is a version's number, 1 or more")
+    return keys_pb2.RotateKeyRequest(
+        name=parse_key_name(name), expected_current=expected_current or 0
+    )
+
+
+def read_key(message: keys_pb2.Key) -> Key:
+    """Return the proto's key as a value."""
+    return Key(
+        name=message.name,
+        current_version=message.current_version,
+        version_count=message.version_count,
+        created_at=_time(message.created_at, given=message.HasField("created_at")),
+        rotated_at=_time(message.rotated_at, given=message.HasField("rotated_at")),
+        suite=message.suite,
+    )
+
+
+def read_version(message: keys_pb2.KeyVersion) -> KeyVersion:
+    """Return the proto's key version as a value."""
+    return KeyVersion(
+        number=message.number,
+        id=message.id.hex(),
+        state=_state(message.state),
+        created_at=_time(message.created_at, given=message.HasField("created_at")),
+        activated_at=_time(message.activated_at, given=message.HasField("activated_at")),
+        archived_at=_time(message.archived_at, given=message.HasField("archived_at")),
+    )
+
+
+def read_rotation(message: keys_pb2.RotateKeyResponse) -> Rotation:
+    """Return what the rollover did."""
+    return Rotation(
+        read_key(message.key), read_version(message.version), read_version(message.previous)
+    )
+
+
+def read_status(message: status_pb2.GetStatusResponse) -> Status:
+    """Return the proto's status as a value."""
+    return Status(
+        serving=_serving(message.serving),
+        version=message.version,
+        started_at=_time(message.started_at, given=message.HasField("started_at")),
+        problems=tuple(
+            Problem(
+                reason=problem.reason,
+                summary=problem.summary,
+                remedy=problem.remedy,
+                since=_time(problem.since, given=problem.HasField("since")),
+                blocking=problem.blocking,
+            )
+            for problem in message.problems
+        ),
+        you=_read_caller(message.you) if message.HasField("you") else None,
+        keys=tuple(KeyStatus(key.name, key.current_version, key.ready) for key in message.keys),
+    )
+
+
+def _read_caller(message: status_pb2.CallerIdentity) -> Caller:
+    return Caller(
+        pid=message.pid,
+        uid=message.uid,
+        gid=message.gid,
+        account=message.account,
+        login_uid=message.login_uid if message.HasField("login_uid") else None,
+        refused=message.refused,
+        remedy=message.remedy,
+    )
+
+
+def _state(number: keys_pb2.KeyVersionState.ValueType) -> KeyVersionState:
+    try:
+        name = keys_pb2.KeyVersionState.Name(number)
+        return KeyVersionState[name.removeprefix("KEY_VERSION_STATE_")]
+    except (KeyError, ValueError):
+        return KeyVersionState.UNKNOWN
+
+
+def _serving(number: status_pb2.Serving.ValueType) -> Serving:
+    try:
+        return Serving[status_pb2.Serving.Name(number).removeprefix("SERVING_")]
+    except (KeyError, ValueError):
+        return Serving.UNKNOWN
+
+
+def _time(message: Timestamp, *, given: bool) -> datetime | None:
+    try:
+        return message.ToDatetime(tzinfo=UTC) if given else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _as_bytes(field: str, value: bytes | bytearray | memoryview) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    raise InvalidArgument(f"{field} is bytes, not {type(value).__name__}")
+
+
+def _as_context(context: Mapping[str, str] | None) -> dict[str, str]:
+    if context is not None and not isinstance(context, Mapping):
+        raise InvalidArgument(f"context maps text to text; it is no {type(context).__name__}")
+    pairs = dict(context or {})
+    for name, value in pairs.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise InvalidArgument("context maps text to text")
+        try:
+            name.encode()
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidArgument("context holds text that is not valid Unicode") from None
+    return pairs

@@ -1,0 +1,152 @@
+"""From a gRPC status to the error that a caller of this package would want.
+
+The sidecar's own statuses carry google.rpc.ErrorInfo with the domain "keyside"; only their text is
+passed on. Any other status comes from gRPC itself or from something that is no sidecar: its text
+may quote a request, so it is never shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from keyside.errors import (
+    Conflict,
+    DeadlineExceeded,
+    EnvelopeRejected,
+    InvalidArgument,
+    KeysideError,
+    LimitExceeded,
+    NotIdentified,
+    NotPermitted,
+    Unavailable,
+    UnexpectedAnswer,
+    VersionUnusable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DOMAIN: Final = "keyside"
+_DETAILS_KEY: Final = "grpc-status-details-bin"
+
+_BY_CODE: Final[dict[str, type[KeysideError]]] = {
+    "INVALID_ARGUMENT": InvalidArgument,
+    "UNAUTHENTICATED": NotIdentified,
+    "PERMISSION_DENIED": NotPermitted,
+    "ABORTED": Conflict,
+    "RESOURCE_EXHAUSTED": LimitExceeded,
+    "UNAVAILABLE": Unavailable,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+}
+_BY_REASON: Final[dict[str, type[KeysideError]]] = {
+    "ENVELOPE_REJECTED": EnvelopeRejected,
+    "VERSION_DISABLED": VersionUnusable,
+    "VERSION_DESTROYED": VersionUnusable,
+    "ROTATION_CONFLICT": Conflict,
+}
+_NOT_LISTENING: Final = "Connection refused"
+_TOO_LARGE: Final = "larger than max"
+
+
+@dataclass(frozen=True, slots=True)
+class _Details:
+    reason: str = ""
+    remedy: str = ""
+    request_id: str = ""
+    violations: tuple[tuple[str, str], ...] = field(default=())
+
+
+def translate_status(
+    code: str, text: str, metadata: Iterable[tuple[str, str | bytes]], socket: str
+) -> KeysideError:
+    """Return the error for a call that ended with a status other than OK.
+
+    Args:
+        code: The status code's name.
+        text: The status message.
+        metadata: The trailing metadata.
+        socket: The socket's path, to name it.
+    """
+    details = _read_details(metadata)
+    if not details.reason:
+        return _translate_foreign(code, text, details, socket)
+    kind = _BY_REASON.get(details.reason) or _BY_CODE.get(code, UnexpectedAnswer)
+    if details.violations:
+        named = "; ".join(f"{name}: {why}" for name, why in details.violations)
+        text = named if named in text or not text else f"{text} ({named})"
+    error = kind(
+        text or details.reason,
+        reason=details.reason,
+        remedy=details.remedy,
+        request_id=details.request_id,
+    )
+    error.code = code
+    if isinstance(error, InvalidArgument):
+        error.violations = details.violations
+    return error
+
+
+def _translate_foreign(code: str, text: str, details: _Details, socket: str) -> KeysideError:
+    request_id = details.request_id
+    error: KeysideError
+    if code == "UNAVAILABLE" and _NOT_LISTENING in text:
+        error = Unavailable(
+            f"nothing listens on {socket}",
+            remedy="start the sidecar (systemctl start keyside, or keysided --config FILE serve)",
+        )
+    elif code in {"UNAVAILABLE", "CANCELLED"}:
+        error = Unavailable(
+            f"the connection to the sidecar at {socket} was lost",
+            remedy="see whether the sidecar is starting or stopping: keyside status",
+            request_id=request_id,
+        )
+    elif code == "DEADLINE_EXCEEDED":
+        error = DeadlineExceeded("no answer in time", remedy="see keyside status, or wait longer")
+    elif code == "RESOURCE_EXHAUSTED" and _TOO_LARGE in text:
+        error = LimitExceeded(
+            "the message is larger than the sidecar accepts",
+            reason="MESSAGE_TOO_LARGE",
+            remedy="encrypt less at once: max_plaintext_bytes is 1 MiB unless configured",
+        )
+    elif code == "UNIMPLEMENTED":
+        error = UnexpectedAnswer(
+            f"what listens on {socket} does not know this call",
+            reason="METHOD_UNKNOWN",
+            remedy="compare the client's and the sidecar's versions",
+        )
+    else:
+        error = UnexpectedAnswer(
+            f"what listens on {socket} answered with {code} and said no more",
+            remedy="see the sidecar's log",
+            request_id=request_id,
+        )
+    error.code = code
+    return error
+
+
+def _read_details(metadata: Iterable[tuple[str, str | bytes]]) -> _Details:
+    packed = next((value for name, value in metadata if name == _DETAILS_KEY), b"")
+    if not isinstance(packed, bytes):
+        return _Details()
+    reason = remedy = request_id = ""
+    violations: list[tuple[str, str]] = []
+    info = error_details_pb2.ErrorInfo()
+    bad = error_details_pb2.BadRequest()
+    try:
+        for detail in status_pb2.Status.FromString(packed).details:
+            if detail.Is(info.DESCRIPTOR):
+                detail.Unpack(info)
+                if info.domain == DOMAIN:
+                    reason = info.reason
+                    remedy = info.metadata.get("remedy", "")
+                    request_id = info.metadata.get("request_id", "")
+            elif detail.Is(bad.DESCRIPTOR):
+                detail.Unpack(bad)
+                violations += [(one.field, one.description) for one in bad.field_violations]
+    except DecodeError:
+        return _Details()
+    return _Details(reason, remedy, request_id, tuple(violations))

@@ -1,0 +1,97 @@
+"""``keyside status``: how the sidecar is, for people, programs and container health checks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from keyside.cli import exits
+from keyside.cli.connection import Connection, as_json, print_json
+from keyside.cli.tables import format_time
+from keyside.cli.text import escape
+
+if TYPE_CHECKING:
+    from keyside.facts import Caller, Problem, Status
+
+
+@click.command()
+@as_json
+@click.pass_obj
+def status(connection: Connection, *, as_json: bool) -> int:
+    """Show what is wrong and since when, and who the sidecar thinks you are.
+
+    Exits 0 only when the sidecar serves, and asks once, so that it can be a health check.
+    """
+    with connection.open(retry=False) as client:
+        found = client.status()
+    if as_json:
+        print_json(_facts(found))
+    else:
+        _print(found)
+    return exits.OK if found.is_serving else exits.UNAVAILABLE
+
+
+def _print(found: Status) -> None:
+    click.echo(f"serving: {found.serving.value.lower()}")
+    since = f", since {format_time(found.started_at)}" if found.started_at else ""
+    click.echo(f"sidecar: {escape(found.version)}{since}")
+    if found.you:
+        _print_caller(found.you)
+    for key in found.keys:
+        ready = "ready" if key.ready else "not in memory"
+        click.echo(f"key:     {escape(key.name)}, version {key.current_version}, {ready}")
+    for problem in found.problems:
+        _print_problem(problem)
+
+
+def _print_caller(you: Caller) -> None:
+    account = f" ({escape(you.account)})" if you.account else ""
+    login = "no login" if you.login_uid is None else f"login uid {you.login_uid}"
+    click.echo(f"you:     uid {you.uid}{account}, gid {you.gid}, pid {you.pid}, {login}")
+    if you.refused:
+        click.echo(f"         refused encryption: {escape(you.refused)}")
+        if you.remedy:
+            click.echo(f"         what to do: {escape(you.remedy)}")
+
+
+def _print_problem(problem: Problem) -> None:
+    since = f" since {format_time(problem.since)}" if problem.since else ""
+    blocking = "; keeps calls from being served" if problem.blocking else ""
+    click.echo(f"problem: {escape(problem.reason)}{since}{blocking}")
+    click.echo(f"         {escape(problem.summary)}")
+    if problem.remedy:
+        click.echo(f"         what to do: {escape(problem.remedy)}")
+
+
+def _facts(found: Status) -> dict[str, object]:
+    you = found.you
+    return {
+        "serving": found.serving.value,
+        "version": found.version,
+        "started_at": format_time(found.started_at) or None,
+        "problems": [
+            {
+                "reason": problem.reason,
+                "summary": problem.summary,
+                "remedy": problem.remedy,
+                "since": format_time(problem.since) or None,
+                "blocking": problem.blocking,
+            }
+            for problem in found.problems
+        ],
+        "you": you
+        and {
+            "pid": you.pid,
+            "uid": you.uid,
+            "gid": you.gid,
+            "account": you.account or None,
+            "login_uid": you.login_uid,
+            "refused": you.refused or None,
+            "remedy": you.remedy or None,
+        },
+        "keys": [
+            {"name": key.name, "current_version": key.current_version, "ready": key.ready}
+            for key in found.keys
+        ],
+    }

@@ -1,0 +1,356 @@
+"""The client for threads. ``keyside.aio`` has the same for asyncio."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from keyside import _fork
+from keyside._attempts import DEFAULT_TIMEOUT_S, Attempts, check_timeout, closed_error
+from keyside.address import choose_socket
+from keyside.errors import KeysideError, Unavailable
+from keyside.socket_check import ExpectedOwner, check_socket, is_unchanged
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Mapping
+
+    from keyside._channel import Link
+    from keyside.facts import Key, KeyVersion, Rotation, Status
+    from keyside.v1 import keys_pb2
+
+_Answer = TypeVar("_Answer")
+
+
+class Client:
+    """Calls the sidecar on this host.
+
+    Guarantees: nothing is sent before the socket was found to belong to whom it should
+    (``keyside.socket_check``), and again whenever the socket file changed or the sidecar was
+    unavailable. Every call has a deadline. A call that found the sidecar unavailable is made again
+    within that deadline if it may be repeated, so a restarting sidecar is a pause, not an error.
+    May be shared by threads.
+
+    Forks (gunicorn --preload, uWSGI, multiprocessing): nothing of gRPC is loaded before the first
+    call, so a client made before a fork and first used after it works in every child. One that
+    was used before connects anew in the child. Two things spoil a child, whose calls then raise
+    ``ClosedClient`` with reason ``FORKED`` instead of hanging: forking while another thread is in
+    a call (or an ``AsyncClient`` is open), and forking after a call with
+    ``GRPC_ENABLE_FORK_SUPPORT=0`` in the environment. The parent is never harmed. Not covered:
+    other gRPC users in the same process, and gevent.
+
+    Args:
+        socket: A path, ``unix:PATH`` or ``unix://PATH``; ``None`` takes ``KEYSIDE_SOCKET`` and,
+            where that is unset, /run/keyside/keyside.sock.
+        timeout_s: Seconds that a call may take, its repetitions included; above 0.
+        expected_owner: Uid or account name that must own the socket; ``None`` accepts root, this
+            process's own effective uid and the account ``keyside``.
+        retry: ``False`` makes each call once.
+
+    Raises:
+        InvalidArgument: ``socket`` or ``timeout_s`` is not valid.
+    """
+
+    def __init__(
+        self,
+        socket: str | os.PathLike[str] | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        expected_owner: int | str | None = None,
+        retry: bool = True,
+    ) -> None:
+        self._socket = choose_socket(socket)
+        self._timeout_s = check_timeout(timeout_s)
+        self._owner = ExpectedOwner(expected_owner)
+        self._retry = retry
+        self._link: Link | None = None
+        self._suspect = False
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<keyside.Client unix:{self._socket}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls under way in other threads raise ``ClosedClient``."""
+        self._closed = True
+        link = self._link
+        if link is not None and link.generation == _fork.generation():
+            with _fork.calling():
+                link.channel.close()
+
+    def encrypt(
+        self,
+        key: str,
+        plaintext: bytes | bytearray | memoryview,
+        context: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Seal a plaintext under the key's current version and a fresh data key.
+
+        Args:
+            key: The key's name.
+            plaintext: At most the sidecar's ``max_plaintext_bytes`` (1 MiB unless configured).
+            context: Pairs bound to the envelope, neither secret nor stored in it; the same must
+                be given to ``decrypt``. At most 32; a name has 1 to 128 bytes, a value at most
+                1,024, of UTF-8.
+            timeout_s: For this call, instead of the client's.
+
+        Returns:
+            The envelope: keep it whole. It names key and version itself.
+
+        Raises:
+            InvalidArgument: A value is not valid or beyond its limit, which the message states.
+            NotPermitted: Policy refuses, or there is no such key.
+            LimitExceeded: Too many calls at once, or too large a message.
+            Unavailable: The sidecar is away, also after repetitions.
+            UntrustedSocket: Someone else may have made the socket; nothing was sent.
+            KeysideError: Anything else; see ``keyside.errors``.
+        """
+        from keyside._messages import encrypt_request
+
+        request = encrypt_request(key, plaintext, context)
+        return self._call(
+            lambda link, limit_s: link.encryption.Encrypt(request, timeout=limit_s), timeout_s
+        ).envelope
+
+    def decrypt(
+        self,
+        envelope: bytes | bytearray | memoryview,
+        context: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Open an envelope made under any version that is not disabled or destroyed.
+
+        Args:
+            envelope: What ``encrypt`` or ``rewrap`` returned, whole.
+            context: The pairs given to ``encrypt``.
+            timeout_s: For this call, instead of the client's.
+
+        Raises:
+            EnvelopeRejected: It does not open; deliberately no more is said.
+            VersionUnusable: Its key version is disabled or destroyed.
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._messages import decrypt_request
+
+        request = decrypt_request(envelope, context)
+        return self._call(
+            lambda link, limit_s: link.encryption.Decrypt(request, timeout=limit_s), timeout_s
+        ).plaintext
+
+    def rewrap(
+        self, envelope: bytes | bytearray | memoryview, *, timeout_s: float | None = None
+    ) -> bytes:
+        """Move an envelope's data key under the key's current version.
+
+        The payload is carried over unopened: this needs no context, says nothing about the
+        payload's integrity, and does not cure a leaked version. Needs the permission to decrypt.
+
+        Args:
+            envelope: A whole envelope, or its wrapping header alone (docs/envelope.md).
+            timeout_s: For this call, instead of the client's.
+
+        Returns:
+            What was given, with the wrapping header replaced.
+
+        Raises:
+            KeysideError: As for ``decrypt``.
+        """
+        from keyside._messages import rewrap_request
+
+        request = rewrap_request(envelope)
+        return self._call(
+            lambda link, limit_s: link.encryption.Rewrap(request, timeout=limit_s), timeout_s
+        ).envelope
+
+    def list_keys(self, *, timeout_s: float | None = None) -> list[Key]:
+        """Return the keys that this caller may see, by name.
+
+        Raises:
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._messages import read_key
+        from keyside.v1 import keys_pb2
+
+        request = keys_pb2.ListKeysRequest()
+        answer = self._call(
+            lambda link, limit_s: link.keys.ListKeys(request, timeout=limit_s), timeout_s
+        )
+        return [read_key(key) for key in answer.keys]
+
+    def get_key(self, name: str, *, timeout_s: float | None = None) -> Key:
+        """Return one key.
+
+        Raises:
+            NotPermitted: Policy refuses, or there is no such key.
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._messages import get_key_request, read_key
+
+        return read_key(self._get_key(get_key_request(name, page_size=1), timeout_s).key)
+
+    def iter_versions(
+        self, name: str, *, page_size: int = 100, timeout_s: float | None = None
+    ) -> Iterator[KeyVersion]:
+        """Return an iterator over all of a key's versions, newest first, a page per call.
+
+        Args:
+            name: The key's name.
+            page_size: Versions per call, 1 to 1,000.
+            timeout_s: For each call, instead of the client's.
+
+        Raises:
+            KeysideError: As for ``get_key``; the iterator raises it as well.
+        """
+        from keyside._messages import get_key_request, read_version
+
+        request = get_key_request(name, page_size)
+
+        def iterate() -> Iterator[KeyVersion]:
+            while True:
+                answer = self._get_key(request, timeout_s)
+                yield from (read_version(version) for version in answer.versions)
+                if not answer.next_page_token:
+                    return
+                request.page_token = answer.next_page_token
+
+        return iterate()
+
+    def rotate_key(
+        self, name: str, expected_current: int | None = None, *, timeout_s: float | None = None
+    ) -> Rotation:
+        """Make a new current version and archive its predecessor. For operators.
+
+        Args:
+            name: The key's name.
+            expected_current: Rotate only if this is the current version's number. With it the call
+                is repeated while the sidecar is unavailable; without it, never.
+            timeout_s: For this call, instead of the client's.
+
+        Raises:
+            Conflict: Another version is current.
+            NotPermitted: The caller is no operator, or there is no such key.
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._messages import read_rotation, rotate_request
+
+        request = rotate_request(name, expected_current)
+        return read_rotation(
+            self._call(
+                lambda link, limit_s: link.keys.RotateKey(request, timeout=limit_s),
+                timeout_s,
+                repeatable=expected_current is not None,
+            )
+        )
+
+    def status(self, *, timeout_s: float | None = None) -> Status:
+        """Return how the sidecar is, and who it thinks is asking. Any caller may ask.
+
+        Raises:
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._messages import read_status
+        from keyside.v1 import status_pb2
+
+        request = status_pb2.GetStatusRequest()
+        return read_status(
+            self._call(
+                lambda link, limit_s: link.status.GetStatus(request, timeout=limit_s), timeout_s
+            )
+        )
+
+    def _get_key(
+        self, request: keys_pb2.GetKeyRequest, timeout_s: float | None
+    ) -> keys_pb2.GetKeyResponse:
+        return self._call(
+            lambda link, limit_s: link.keys.GetKey(request, timeout=limit_s), timeout_s
+        )
+
+    def _call(
+        self,
+        call: Callable[[Link, float], _Answer],
+        timeout_s: float | None,
+        *,
+        repeatable: bool = True,
+    ) -> _Answer:
+        limit_s = self._timeout_s if timeout_s is None else check_timeout(timeout_s)
+        attempts = Attempts(limit_s, repeatable=repeatable and self._retry)
+        while True:
+            answer = self._attempt(call, attempts)
+            if not isinstance(answer, KeysideError):
+                return answer
+            time.sleep(attempts.pause_or_raise(answer))
+
+    def _attempt(
+        self, call: Callable[[Link, float], _Answer], attempts: Attempts
+    ) -> _Answer | KeysideError:
+        """Return the answer or what went wrong.
+
+        ``_call`` raises it, outside this ``except``: so no gRPC error hangs on to it as context.
+        """
+        _fork.check_usable()
+        try:
+            link = self._open()
+        except Unavailable as error:
+            return error
+        import grpc
+
+        from keyside._translate import translate_status
+
+        try:
+            with _fork.calling():
+                return call(link, attempts.remaining_s())
+        except grpc.RpcError as error:
+            if self._closed:
+                return closed_error()
+            if not isinstance(error, grpc.Call):
+                raise
+            code, text, metadata = error.code(), error.details(), error.trailing_metadata()
+            problem = translate_status(code.name, text or "", metadata or (), self._socket)
+            self._suspect = self._suspect or isinstance(problem, Unavailable)
+            return problem
+        except ValueError:  # gRPC's word for a closed channel
+            if self._closed:
+                return closed_error()
+            raise
+
+    def _open(self) -> Link:
+        if self._closed:
+            raise closed_error()
+        link = self._link
+        if (
+            link is not None
+            and not self._suspect
+            and link.generation == _fork.generation()
+            and is_unchanged(link.trusted)
+        ):
+            return link
+        with _fork.opening():
+            return self._check_and_open()
+
+    def _check_and_open(self) -> Link:
+        trusted = check_socket(self._socket, self._owner)
+        with _fork.calling():
+            from keyside import _channel
+
+            if self._closed:
+                raise closed_error()
+            link = self._link
+            if link is not None and link.generation != _fork.generation():
+                _fork.keep_inherited(link)
+                link = None
+            if link is not None and link.trusted.path == trusted.path:
+                link = link.with_trusted(trusted)
+            else:
+                link = _channel.open_link(trusted)
+            self._link = link
+            self._suspect = False
+            return link

@@ -1,0 +1,85 @@
+"""The context in its one canonical form, and the digest of it that a payload header carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Final
+
+from keyside.errors import InvalidArgument
+
+MAX_CONTEXT_PAIRS: Final = 32
+MAX_CONTEXT_NAME_BYTES: Final = 128
+MAX_CONTEXT_VALUE_BYTES: Final = 1024
+
+EMPTY_CONTEXT: Final = b"\x00\x00"
+_DIGEST_LABEL: Final = b"keyside/v1/context\x00"
+
+
+def encode_context(context: Mapping[str, str]) -> bytes:
+    """Return the canonical encoding: equal for equal pairs, in whatever order they were given.
+
+    A count (u16), then for each pair, sorted by the name's UTF-8 bytes, the length (u32) and
+    UTF-8 bytes of name and value. No two contexts share an encoding, and no encoding is the
+    beginning of another. Nothing is normalised: "é" as one code point and as two are different
+    contexts.
+
+    Args:
+        context: At most 32 pairs; a name is 1 to 128 bytes and a value at most 1,024 bytes of
+            UTF-8.
+
+    Raises:
+        InvalidArgument: ``context`` is outside those limits, is no mapping of text to text, or
+            holds a lone surrogate; reason ``INVALID_CONTEXT``.
+    """
+    # A dict is told apart first: the abstract class costs as much as encoding a pair.
+    if not isinstance(context, dict) and not isinstance(context, Mapping):
+        raise _invalid("a context is a map of text to text")
+    if len(context) > MAX_CONTEXT_PAIRS:
+        raise _invalid(f"a context has at most {MAX_CONTEXT_PAIRS} pairs")
+    if not context:
+        return EMPTY_CONTEXT
+    pairs = []
+    for name, value in list(context.items()):
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise _invalid("a context is a map of text to text")
+        try:
+            encoded_name = str.encode(name)
+            encoded_value = str.encode(value)
+        except UnicodeEncodeError:
+            raise _invalid("a context is valid Unicode, without lone surrogates") from None
+        if not 1 <= len(encoded_name) <= MAX_CONTEXT_NAME_BYTES:
+            raise _invalid(f"a context's name is 1 to {MAX_CONTEXT_NAME_BYTES} bytes of UTF-8")
+        if len(encoded_value) > MAX_CONTEXT_VALUE_BYTES:
+            raise _invalid(f"a context's value is at most {MAX_CONTEXT_VALUE_BYTES} bytes of UTF-8")
+        pairs.append((encoded_name, encoded_value))
+    pairs.sort()
+    parts = [len(pairs).to_bytes(2)]
+    for encoded_name, encoded_value in pairs:
+        parts += (
+            len(encoded_name).to_bytes(4),
+            encoded_name,
+            len(encoded_value).to_bytes(4),
+            encoded_value,
+        )
+    return b"".join(parts)
+
+
+def digest_context(context_key: bytes, sequence: bytes, encoded_context: bytes) -> bytes:
+    """Return what a payload header says about its context.
+
+    It is keyed, so that whoever has only the envelope can't try contexts until one fits; and it
+    is a collision-resistant hash of that key, so that a payload opens under one data key alone.
+    Putting the key first is sound here, where HMAC would be the general answer: the key has a
+    fixed length and no encoded context is the beginning of another (docs/envelope.md).
+
+    Args:
+        context_key: 32 bytes, the second half of the payload's derived pair.
+        sequence: The payload's sequence as 8 bytes.
+        encoded_context: From ``encode_context``.
+    """
+    return sha256(_DIGEST_LABEL + context_key + sequence + encoded_context).digest()
+
+
+def _invalid(message: str) -> InvalidArgument:
+    return InvalidArgument(message, reason="INVALID_CONTEXT")

@@ -1,0 +1,159 @@
+"""The wrapping layer: a data key under a key version, and the names to find that version by.
+
+    magic "KSE" 3 | format version 1 | suite 1 | n 1 | key name n | version number 4 |
+    version id 16 | salt 24 | key commitment 32 | wrapped data key 48
+
+Integers are big-endian. docs/envelope.md is the specification.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hmac import compare_digest
+from os import urandom
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+
+from keyside.envelope.framing import (
+    COMMITMENT_LENGTH,
+    KEY_LENGTH,
+    PREAMBLE,
+    SALT_LENGTH,
+    VERSION_ID_LENGTH,
+    WRAPPED_KEY_LENGTH,
+    require_bytes,
+)
+from keyside.envelope.kdf import WRAP, derive_key_pair
+from keyside.envelope.keys import DataKey, VersionKey
+from keyside.envelope.suites import SUITES_BY_CODE, Suite
+from keyside.errors import EnvelopeRejected, InvalidArgument
+from keyside.names import MAX_KEY_NAME_LENGTH, KeyName, VersionNumber, parse_key_name
+
+_SUITE_AT: Final = len(PREAMBLE)
+_NAME_AT: Final = _SUITE_AT + 2
+_NUMBER_LENGTH: Final = 4
+_AFTER_NAME: Final = _NUMBER_LENGTH + VERSION_ID_LENGTH
+_AFTER_PREFIX: Final = SALT_LENGTH + COMMITMENT_LENGTH + WRAPPED_KEY_LENGTH
+
+MAX_HEADER_BYTES: Final = _NAME_AT + MAX_KEY_NAME_LENGTH + _AFTER_NAME + _AFTER_PREFIX
+
+# A fixed nonce is safe here and nowhere else: a wrapping key is derived from the version and a
+# fresh 192-bit salt, and encrypts exactly one message, the 32 bytes of one data key.
+_WRAPPING_NONCE: Final = bytes(12)
+
+
+@dataclass(frozen=True, slots=True)
+class WrappingHeader:
+    """A wrapping header as it was read; nothing in it is authenticated yet.
+
+    Args:
+        suite: What wraps the data key; the payload names its own suite.
+        key_name: The key.
+        version_number: The version's number.
+        version_id: The version's 16-byte id.
+        raw: The header's bytes; the payload begins after them.
+    """
+
+    suite: Suite
+    key_name: KeyName
+    version_number: VersionNumber
+    version_id: bytes
+    raw: bytes = field(repr=False)
+
+
+def parse_wrapping_header(envelope: bytes) -> WrappingHeader:
+    """Read which key version an envelope needs. Authenticates nothing.
+
+    Args:
+        envelope: An envelope, or any beginning of one that holds the wrapping header.
+
+    Raises:
+        EnvelopeRejected: It does not begin with a wrapping header of this format.
+        InvalidArgument: It is not ``bytes``.
+    """
+    require_bytes(envelope, "an envelope")
+    if len(envelope) < _NAME_AT or not envelope.startswith(PREAMBLE):
+        raise EnvelopeRejected
+    suite = SUITES_BY_CODE.get(envelope[_SUITE_AT])
+    name_end = _NAME_AT + envelope[_NAME_AT - 1]
+    prefix_end = name_end + _AFTER_NAME
+    if suite is None or len(envelope) < prefix_end + _AFTER_PREFIX:
+        raise EnvelopeRejected
+    try:
+        # Latin-1 maps every byte to one character; parse_key_name refuses all but its own.
+        key_name = parse_key_name(envelope[_NAME_AT:name_end].decode("latin-1"))
+    except InvalidArgument:
+        raise EnvelopeRejected from None
+    number_end = name_end + _NUMBER_LENGTH
+    number = int.from_bytes(envelope[name_end:number_end])
+    if number == 0:
+        raise EnvelopeRejected
+    return WrappingHeader(
+        suite,
+        key_name,
+        VersionNumber(number),
+        envelope[number_end:prefix_end],
+        envelope[: prefix_end + _AFTER_PREFIX],
+    )
+
+
+def wrap_data_key(version: VersionKey, data_key: DataKey, suite: Suite) -> bytes:
+    """Return a wrapping header that holds ``data_key`` under ``version``.
+
+    Two calls never return the same bytes. There is no number of calls per version that a user
+    could reach: see "How many" in docs/envelope.md.
+    """
+    begin = version.header_prefixes[suite.code] + urandom(SALT_LENGTH)
+    pair = derive_key_pair(version.material, WRAP, begin)
+    begin += pair[KEY_LENGTH:]
+    return begin + suite.aead(pair[:KEY_LENGTH]).encrypt(_WRAPPING_NONCE, data_key.material, begin)
+
+
+def unwrap_data_key(version: VersionKey, header: WrappingHeader) -> DataKey:
+    """Return the data key of a wrapping header.
+
+    Args:
+        version: The version that ``header`` names.
+        header: From ``parse_wrapping_header``; only its ``raw`` bytes are believed.
+
+    Raises:
+        EnvelopeRejected: The header names another version, was altered, or was made with other
+            key material.
+    """
+    material, end = unwrap_material(version, header.raw)
+    if end != len(header.raw):
+        raise EnvelopeRejected
+    return DataKey(material)
+
+
+def unwrap_material(version: VersionKey, envelope: bytes) -> tuple[bytes, int]:
+    """Return the data key's bytes and the wrapping header's length.
+
+    The header is checked against ``version`` byte for byte, so it needs no parsing first.
+
+    Raises:
+        EnvelopeRejected: As for ``unwrap_data_key``.
+    """
+    code = envelope[_SUITE_AT] if len(envelope) > _SUITE_AT else 0
+    prefix = version.header_prefixes.get(code)
+    if prefix is None or not envelope.startswith(prefix):
+        raise EnvelopeRejected
+    salt_end = len(prefix) + SALT_LENGTH
+    commitment_end = salt_end + COMMITMENT_LENGTH
+    end = commitment_end + WRAPPED_KEY_LENGTH
+    if len(envelope) < end:
+        raise EnvelopeRejected
+    pair = derive_key_pair(version.material, WRAP, envelope[:salt_end])
+    # Neither suite commits to its key: this comparison does, so it comes before decryption.
+    if not compare_digest(pair[KEY_LENGTH:], envelope[salt_end:commitment_end]):
+        raise EnvelopeRejected
+    try:
+        material = (
+            SUITES_BY_CODE[code]
+            .aead(pair[:KEY_LENGTH])
+            .decrypt(_WRAPPING_NONCE, envelope[commitment_end:end], envelope[:commitment_end])
+        )
+    except InvalidTag:
+        raise EnvelopeRejected from None
+    return material, end

@@ -1,0 +1,151 @@
+"""What can go wrong, as a caller of Keyside would want to tell it apart.
+
+KeysideError
+├── InvalidArgument           the request itself is wrong; says which field and limit
+├── EnvelopeRejected          the envelope does not open; deliberately says no more
+├── NotPermitted              policy refuses, or the key does not exist (they look alike)
+│   └── NotIdentified         the sidecar could not establish who is calling
+├── VersionUnusable           the envelope's key version is disabled or destroyed
+├── Conflict                  someone else changed the key first
+├── LimitExceeded             too many calls or too large a message
+├── Unavailable               the sidecar, its store or the name service is away; may be retried
+│   └── DeadlineExceeded      no answer in time
+├── UntrustedSocket           the socket is not owned by whom it should be; nothing was sent
+├── UnexpectedAnswer          the sidecar failed inside, or answered what this client can't read
+└── ClosedClient              the client was closed, or can't be used here: a fork, another loop
+
+Every error has ``code`` (the gRPC status code's name, such as ``"UNAVAILABLE"``, or ``None`` where
+the client itself refused before anything was sent), ``reason`` (a constant such as
+``"NOT_ALLOWED"``), ``retryable`` and ``remedy`` (what to do, or ``""``). None ever holds a
+plaintext, a key or an envelope.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class KeysideError(Exception):
+    """Root of everything that this package raises on purpose.
+
+    Args:
+        message: One sentence for a person.
+        reason: A constant for a program; the class's own unless given.
+        remedy: What to do about it.
+        request_id: Names the call in the sidecar's log, where the sidecar gave one.
+    """
+
+    code: str | None = None
+    reason: str = "KEYSIDE_ERROR"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self, message: str, *, reason: str = "", remedy: str = "", request_id: str = ""
+    ) -> None:
+        super().__init__(message)
+        if reason:
+            self.reason = reason
+        self.remedy = remedy
+        self.request_id = request_id
+
+
+class InvalidArgument(KeysideError):  # noqa: N818  (the gRPC code's own name)
+    """The request is wrong in itself; the message names the field and its limit.
+
+    ``violations`` holds (field, description) pairs where the sidecar named them, else nothing.
+    """
+
+    code = "INVALID_ARGUMENT"
+    reason = "INVALID_ARGUMENT"
+    violations: tuple[tuple[str, str], ...] = ()
+
+
+class EnvelopeRejected(KeysideError):  # noqa: N818
+    """The envelope does not open.
+
+    Altered, cut short, extended, opened with another context, made by another store, or no
+    envelope at all: these look alike on purpose (I11).
+    """
+
+    code = "INVALID_ARGUMENT"
+    reason = "ENVELOPE_REJECTED"
+
+    def __init__(
+        self,
+        message: str = "the envelope was not accepted",
+        *,
+        reason: str = "",
+        remedy: str = "give the whole, unaltered envelope and the context it was made with",
+        request_id: str = "",
+    ) -> None:
+        super().__init__(message, reason=reason, remedy=remedy, request_id=request_id)
+
+
+class NotPermitted(KeysideError):  # noqa: N818
+    """Policy refuses this caller, or there is no such key; the two look alike."""
+
+    code: str | None = "PERMISSION_DENIED"
+    reason = "NOT_ALLOWED"
+
+
+class NotIdentified(NotPermitted):
+    """The sidecar could not establish who is calling."""
+
+    code = "UNAUTHENTICATED"
+    reason = "PEER_UNKNOWN"
+
+
+class VersionUnusable(KeysideError):  # noqa: N818
+    """The envelope's key version is disabled (reversible) or destroyed."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "VERSION_DISABLED"
+
+
+class Conflict(KeysideError):  # noqa: N818
+    """The key was changed by someone else meanwhile; look again and decide again."""
+
+    code = "ABORTED"
+    reason = "ROTATION_CONFLICT"
+
+
+class LimitExceeded(KeysideError):  # noqa: N818
+    """Too many calls at once, or too large a message; the message states the limit."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "LIMIT_EXCEEDED"
+
+
+class Unavailable(KeysideError):  # noqa: N818
+    """The sidecar, its store or the name service is away; the same call may succeed later."""
+
+    code = "UNAVAILABLE"
+    reason = "SIDECAR_UNAVAILABLE"
+    retryable = True
+
+
+class DeadlineExceeded(Unavailable):
+    """No answer came in time; the call may or may not have been carried out."""
+
+    code = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_EXCEEDED"
+    retryable = False
+
+
+class UntrustedSocket(KeysideError):  # noqa: N818
+    """The socket or a directory above it could have been put there by someone else."""
+
+    reason = "UNTRUSTED_SOCKET"
+
+
+class UnexpectedAnswer(KeysideError):  # noqa: N818
+    """The sidecar failed inside, or answered with something this client does not know."""
+
+    code = "INTERNAL"
+    reason = "INTERNAL"
+
+
+class ClosedClient(KeysideError):  # noqa: N818
+    """The client was closed, or can't be used after this fork or in this event loop."""
+
+    reason = "CLIENT_CLOSED"

@@ -1,0 +1,168 @@
+"""What the sidecar tells about keys and about itself: plain, frozen values."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+class KeyVersionState(enum.Enum):
+    """What a key version may be used for."""
+
+    UNKNOWN = "UNKNOWN"
+    """A state that this client is too old to know."""
+    PENDING = "PENDING"
+    """Made, not yet used."""
+    CURRENT = "CURRENT"
+    """Encrypts and decrypts."""
+    ARCHIVED = "ARCHIVED"
+    """Decrypts only."""
+    DISABLED = "DISABLED"
+    """Refused; can be enabled again."""
+    DESTROYED = "DESTROYED"
+    """Its material is gone for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyVersion:
+    """One version of a key.
+
+    Args:
+        number: 1, 2, 3 ...; never reused.
+        id: 32 hexadecimal digits that name this version's material for ever.
+        state: What it may be used for.
+        created_at: When it was made, in UTC.
+        activated_at: When it became current; ``None`` if it never was.
+        archived_at: When it was archived; ``None`` if it was not.
+    """
+
+    number: int
+    id: str
+    state: KeyVersionState
+    created_at: datetime | None
+    activated_at: datetime | None
+    archived_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key.
+
+    Args:
+        name: The key's name.
+        current_version: The number of the version that encrypts.
+        version_count: How many versions there are, in any state.
+        created_at: When the key was made, in UTC.
+        rotated_at: When the current version became current.
+        suite: What seals fresh data, such as ``"AES-256-GCM"``.
+    """
+
+    name: str
+    current_version: int
+    version_count: int
+    created_at: datetime | None
+    rotated_at: datetime | None
+    suite: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What a rollover did: the key now, the version that was made, the one now archived."""
+
+    key: Key
+    version: KeyVersion
+    previous: KeyVersion
+
+
+class Serving(enum.Enum):
+    """Whether the sidecar answers encryption calls."""
+
+    UNKNOWN = "UNKNOWN"
+    """An answer that this client is too old to know."""
+    STARTING = "STARTING"
+    YES = "YES"
+    DEGRADED = "DEGRADED"
+    """Serving, with something that needs attention."""
+    DRAINING = "DRAINING"
+    NO = "NO"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong, or that weakens the protection by configuration.
+
+    Args:
+        reason: A constant such as ``"STORE_UNAVAILABLE"``.
+        summary: One sentence.
+        remedy: What to do about it.
+        since: Since when, in UTC.
+        blocking: It keeps some call from being served.
+    """
+
+    reason: str
+    summary: str
+    remedy: str
+    since: datetime | None
+    blocking: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """This process as the kernel and the name service describe it to the sidecar.
+
+    Args:
+        pid: Process id, in the sidecar's namespace.
+        uid: User id.
+        gid: Group id.
+        account: The account's name; ``""`` where the uid has none or it was not looked up.
+        login_uid: Whose login the process belongs to; ``None`` for nobody's.
+        refused: Why this caller is refused encryption whatever the policy, or ``""``.
+        remedy: What to do about that.
+    """
+
+    pid: int
+    uid: int
+    gid: int
+    account: str
+    login_uid: int | None
+    refused: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyStatus:
+    """A key that this caller may see, and whether its current version is in memory."""
+
+    name: str
+    current_version: int
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How the sidecar is.
+
+    Args:
+        serving: Whether it answers encryption calls.
+        version: The program's version.
+        started_at: When it started, in UTC.
+        problems: What is wrong.
+        you: Who it thinks is asking; ``None`` if it does not say.
+        keys: The keys that this caller may see.
+    """
+
+    serving: Serving
+    version: str
+    started_at: datetime | None
+    problems: tuple[Problem, ...]
+    you: Caller | None
+    keys: tuple[KeyStatus, ...]
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether encryption calls are answered, with or without something to attend to."""
+        return self.serving in {Serving.YES, Serving.DEGRADED}

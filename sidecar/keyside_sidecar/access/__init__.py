@@ -1,0 +1,1 @@
+"""May they: the policy table and the reasons for refusing."""

@@ -1,0 +1,237 @@
+"""May they: caller, operation and key to allowed, or a reason. Pure: no I/O, no clock, no names.
+
+The table ``_RULES`` says which rule answers for each operation; an operation that isn't in it is
+refused to everybody. The order of reasons: what is wrong with the caller's standing, then that an
+operator never uses keys, then that the process belongs to a person, then policy.
+
+==============================  =================================================================
+operation                       allowed to
+==============================  =================================================================
+ENCRYPT                         services in the key's allow list (and its encrypt groups, if any)
+DECRYPT, REWRAP                 services in the key's allow list (and its decrypt groups, if any)
+DESCRIBE_KEY                    operators, auditors, services with any operation on that key
+LIST_KEYS, REFLECT              whoever is allowed anything; the list is cut to ``visible_keys``
+ROTATE_KEY                      operators
+GET_STATUS, HEALTH              anybody who can connect
+==============================  =================================================================
+
+An operator is refused every encryption operation, whatever groups it is in. An auditor is no
+service: its role opens no key, and takes none away from an account that is a service as well. Root
+is nobody special. A person's login (I4) is no service; as operator or auditor it is unaffected.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from keyside_sidecar.access.reasons import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+class Operation(enum.Enum):
+    """What a caller asks for. A new member is refused until ``_RULES`` lists it."""
+
+    ENCRYPT = "encrypt"
+    DECRYPT = "decrypt"
+    REWRAP = "rewrap"
+    DESCRIBE_KEY = "describe key"
+    LIST_KEYS = "list keys"
+    ROTATE_KEY = "rotate key"
+    GET_STATUS = "get status"
+    HEALTH = "health"
+    REFLECT = "reflect"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What policy looks at in a caller.
+
+    Args:
+        uid: The caller's user id.
+        gids: All its groups, the primary one too.
+        standing: Not None: it is refused everything but health and the public part of status.
+        person: Not None: the process belongs to a person's login, or that can't be read (I4).
+    """
+
+    uid: int
+    gids: frozenset[int]
+    standing: Reason | None = None
+    person: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedPrincipals:
+    """Groups and users by number; a subject belongs through either."""
+
+    gids: frozenset[int] = frozenset()
+    uids: frozenset[int] = frozenset()
+
+    def include(self, subject: Subject) -> bool:
+        """Return whether the subject is one of these."""
+        return subject.uid in self.uids or not self.gids.isdisjoint(subject.gids)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPolicy:
+    """Who may use one key.
+
+    Args:
+        allowed: Who may do anything with it.
+        encrypt_gids: Where not None, encrypting needs one of these groups as well.
+        decrypt_gids: Where not None, decrypting and rewrapping need one of these groups as well.
+    """
+
+    allowed: ResolvedPrincipals
+    encrypt_gids: frozenset[int] | None = None
+    decrypt_gids: frozenset[int] | None = None
+
+    def may_encrypt(self, subject: Subject) -> bool:
+        """Return whether the policy lets the subject encrypt."""
+        return self.allowed.include(subject) and (
+            self.encrypt_gids is None or not self.encrypt_gids.isdisjoint(subject.gids)
+        )
+
+    def may_decrypt(self, subject: Subject) -> bool:
+        """Return whether the policy lets the subject decrypt and rewrap."""
+        return self.allowed.include(subject) and (
+            self.decrypt_gids is None or not self.decrypt_gids.isdisjoint(subject.gids)
+        )
+
+    def serves(self, subject: Subject) -> bool:
+        """Return whether the policy lets the subject do anything with the key."""
+        return self.may_encrypt(subject) or self.may_decrypt(subject)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The whole policy, as numbers.
+
+    Args:
+        operators: Who may manage keys.
+        auditors: Who may look at keys (not through them).
+        keys: Each key's policy by its name.
+    """
+
+    operators: ResolvedPrincipals = field(default_factory=ResolvedPrincipals)
+    auditors: ResolvedPrincipals = field(default_factory=ResolvedPrincipals)
+    keys: Mapping[str, KeyPolicy] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def gids(self) -> frozenset[int]:
+        """All groups that the policy names; no other group of a caller matters."""
+        named = [self.operators.gids, self.auditors.gids]
+        for key in self.keys.values():
+            named += [key.allowed.gids, key.encrypt_gids or (), key.decrypt_gids or ()]
+        return frozenset().union(*named)
+
+    def decide(self, subject: Subject, operation: Operation, key: str | None) -> Reason | None:
+        """Return None where the subject may carry out the operation, otherwise why not.
+
+        A key that doesn't exist and one that the subject may not use give the same reason.
+
+        Args:
+            subject: The caller.
+            operation: What it asks for.
+            key: The name it gives; None for operations without a key.
+        """
+        rule = _RULES.get(operation)
+        if rule is None:
+            return subject.standing or Reason.METHOD_UNKNOWN
+        return rule(self, subject, key)
+
+    def is_allowed_anything(self, subject: Subject) -> bool:
+        """Return whether any operation but health and public status is open to the subject."""
+        if subject.standing is not None:
+            return False
+        if self._may_look(subject):
+            return True
+        return subject.person is None and any(key.serves(subject) for key in self.keys.values())
+
+    def visible_keys(self, subject: Subject) -> frozenset[str]:
+        """Return the names of the keys that the subject may know of."""
+        if subject.standing is not None:
+            return frozenset()
+        if self._may_look(subject):
+            return frozenset(self.keys)
+        if subject.person is not None:
+            return frozenset()
+        return frozenset(name for name, key in self.keys.items() if key.serves(subject))
+
+    def _may_look(self, subject: Subject) -> bool:
+        return self.operators.include(subject) or self.auditors.include(subject)
+
+
+def _refuse_as_service(policy: Policy, subject: Subject) -> Reason | None:
+    """Return why the subject is no service at all, whatever the key."""
+    if subject.standing is not None:
+        return subject.standing
+    if policy.operators.include(subject):
+        return Reason.OPERATOR_MAY_NOT_USE_KEYS
+    return subject.person
+
+
+def _decide_encrypt(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+    refusal = _refuse_as_service(policy, subject)
+    if refusal is not None:
+        return refusal
+    found = policy.keys.get(key) if key is not None else None
+    return None if found is not None and found.may_encrypt(subject) else Reason.NOT_ALLOWED
+
+
+def _decide_decrypt(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+    refusal = _refuse_as_service(policy, subject)
+    if refusal is not None:
+        return refusal
+    found = policy.keys.get(key) if key is not None else None
+    return None if found is not None and found.may_decrypt(subject) else Reason.NOT_ALLOWED
+
+
+def _decide_describe(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+    if subject.standing is not None:
+        return subject.standing
+    found = policy.keys.get(key) if key is not None else None
+    if policy._may_look(subject):  # noqa: SLF001  (the rules are the policy's own)
+        return None if found is not None else Reason.NOT_ALLOWED
+    if subject.person is not None:
+        return subject.person
+    return None if found is not None and found.serves(subject) else Reason.NOT_ALLOWED
+
+
+def _decide_list(policy: Policy, subject: Subject, _key: str | None) -> Reason | None:
+    if policy.is_allowed_anything(subject):
+        return None
+    return subject.standing or subject.person or Reason.NOT_ALLOWED
+
+
+def _decide_rotate(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+    if subject.standing is not None:
+        return subject.standing
+    if not policy.operators.include(subject):
+        return Reason.NOT_AN_OPERATOR  # before the key is looked at: nothing leaks
+    return None if key is not None and key in policy.keys else Reason.NOT_ALLOWED
+
+
+def _allow_anybody(_policy: Policy, _subject: Subject, _key: str | None) -> Reason | None:
+    return None
+
+
+_RULES: Final[Mapping[Operation, Callable[[Policy, Subject, str | None], Reason | None]]] = (
+    MappingProxyType(
+        {
+            Operation.ENCRYPT: _decide_encrypt,
+            Operation.DECRYPT: _decide_decrypt,
+            Operation.REWRAP: _decide_decrypt,
+            Operation.DESCRIBE_KEY: _decide_describe,
+            Operation.LIST_KEYS: _decide_list,
+            Operation.ROTATE_KEY: _decide_rotate,
+            Operation.GET_STATUS: _allow_anybody,
+            Operation.HEALTH: _allow_anybody,
+            Operation.REFLECT: _decide_list,
+        }
+    )
+)

@@ -1,0 +1,103 @@
+"""Puts a worker's parts together. Imported after the fork: it pulls in gRPC."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keyside.names import KeyName
+from keyside_sidecar.clock import SystemClock
+from keyside_sidecar.custody import open_custodian
+from keyside_sidecar.keys import Keyring
+from keyside_sidecar.peer.accounts import NameService
+from keyside_sidecar.peer.identity import Identifier
+from keyside_sidecar.peer.membership import Membership
+from keyside_sidecar.peer.relay import Relay, make_buffer
+from keyside_sidecar.peer.tickets import TicketRegistry
+from keyside_sidecar.rpc.calls import CallLimits
+from keyside_sidecar.rpc.encryption import EncryptionServicer
+from keyside_sidecar.rpc.guard import Guard
+from keyside_sidecar.rpc.health import HealthServicer
+from keyside_sidecar.rpc.keys import KeyServicer
+from keyside_sidecar.rpc.refusals import RefusalLog
+from keyside_sidecar.rpc.server import InnerServers
+from keyside_sidecar.rpc.status_service import StatusServicer
+from keyside_sidecar.store import Store
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from keyside_sidecar.peer.connection import Connection
+    from keyside_sidecar.serving import ServingBoard
+    from keyside_sidecar.worker import WorkerSettings
+
+
+class Parts:
+    """Everything that a worker holds, made from its settings.
+
+    Args:
+        settings: What the worker was given.
+        board: Where problems are gathered.
+    """
+
+    def __init__(self, settings: WorkerSettings, board: ServingBoard) -> None:
+        config, policy = settings.config, settings.policy
+        clock = SystemClock()
+        custodian = open_custodian(config.root_key)
+        self.keyring = Keyring(
+            Store.open(config.store.url, custodian),
+            [KeyName(name) for name in config.keys],
+            clock=clock,
+        )
+        self.membership = (
+            Membership(
+                NameService(),
+                relevant_gids=policy.gids,
+                ttl_s=config.identity.membership_ttl_s,
+                stale_max_s=config.identity.membership_stale_max_s,
+                clock=clock,
+            )
+            if config.identity.membership == "account"
+            else None
+        )
+        self.identifier = Identifier(config.identity, self.membership)
+        self.registry = TicketRegistry()
+        self.refusals = RefusalLog(clock)
+        share = config.sidecar.workers
+        guard = Guard(
+            registry=self.registry,
+            identifier=self.identifier,
+            policy=policy,
+            # A worker's share of the host's limits, rounded up.
+            limits=CallLimits(
+                -(-config.sidecar.max_calls // share), -(-config.sidecar.max_calls_per_uid // share)
+            ),
+            refusals=self.refusals,
+        )
+        self.servers = InnerServers(
+            config,
+            settings.directory,
+            guard=guard,
+            encryption=EncryptionServicer(config, self.keyring, clock),
+            keys=KeyServicer(config, policy, self.keyring),
+            status=StatusServicer(board, self.identifier, policy, self.keyring),
+            health=HealthServicer(board),
+        )
+        self._buffer = make_buffer()
+
+    def make_relay(
+        self,
+        connection: Connection,
+        outer: socket.socket,
+        pidfd: int | None,
+        on_closed: Callable[[Connection], None],
+    ) -> Relay:
+        """Return a relay for one connection; it owns the descriptors."""
+        return Relay(
+            connection,
+            outer,
+            pidfd,
+            registry=self.registry,
+            buffer=self._buffer,
+            on_closed=on_closed,
+        )

@@ -1,0 +1,1 @@
+"""What ``keysided`` can be told to do: one module a command."""

@@ -1,0 +1,172 @@
+"""From a file to a ``Config``, or to everything that is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import stat
+import tomllib
+from typing import TYPE_CHECKING, Final
+
+from keyside_sidecar.config import sections
+from keyside_sidecar.config.places import find_places
+from keyside_sidecar.config.reader import Report, Table, show
+from keyside_sidecar.config.settings import Config
+from keyside_sidecar.config.values import holds_password
+from keyside_sidecar.errors import ConfigError, ConfigProblem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MAX_FILE_BYTES: Final = 1 << 20
+_SYNTAX_LINE: Final = re.compile(r"^(?P<what>.*) \(at (?:line (?P<line>\d+)|end of document).*\)$")
+
+
+def load_config(path: Path) -> Config:
+    """Read, check and parse the configuration file.
+
+    The file must be a regular file (or a symbolic link to one, as Kubernetes mounts them), belong
+    to root or to whoever runs this, and be writable by its owner only; readable by its owner only
+    if it holds a password. Whether the paths and names in it exist is not checked here.
+
+    Args:
+        path: The TOML file, at most 1 MiB.
+
+    Raises:
+        ConfigError: With every problem found, each with its place.
+    """
+    problems: list[ConfigProblem] = []
+    try:
+        data, status = _read_file(path)
+    except OSError as error:
+        message = f"can't be read: {error.strerror or 'no such file'}"
+        raise ConfigError([ConfigProblem(str(path), message)]) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError([ConfigProblem(str(path), "is not a regular file")])
+    if len(data) > _MAX_FILE_BYTES:
+        message = f"is larger than {_MAX_FILE_BYTES} bytes"
+        raise ConfigError([ConfigProblem(str(path), message)])
+    config, secret = _parse(data, path, problems)
+    problems[:0] = _check_file(path, status, holds_secrets=secret)
+    if config is None or problems:
+        raise ConfigError(problems)
+    return config
+
+
+def parse_config(data: bytes, path: Path) -> Config:
+    """Parse a configuration that was read elsewhere; no file is touched.
+
+    Args:
+        data: The file's bytes.
+        path: Names the file in problems.
+
+    Raises:
+        ConfigError: With every problem found, each with its place.
+    """
+    problems: list[ConfigProblem] = []
+    config, _ = _parse(data, path, problems)
+    if config is None or problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _read_file(path: Path) -> tuple[bytes, os.stat_result]:
+    # O_NONBLOCK: opening a FIFO in the file's place must not hang.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        return (file.read(_MAX_FILE_BYTES + 1) if stat.S_ISREG(status.st_mode) else b""), status
+
+
+def _check_file(path: Path, status: os.stat_result, *, holds_secrets: bool) -> list[ConfigProblem]:
+    wrong = []
+    if status.st_uid not in {0, os.geteuid()}:
+        wrong.append(
+            f"belongs to uid {status.st_uid}; it decides who may decrypt, and so must belong to "
+            "root or to the account that runs this"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        wrong.append("can be written by others than its owner; chmod go-w")
+    if holds_secrets and status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        wrong.append("holds a password and can be read by others than its owner; chmod go=")
+    return [ConfigProblem(str(path), message) for message in wrong]
+
+
+def _parse(data: bytes, path: Path, problems: list[ConfigProblem]) -> tuple[Config | None, bool]:
+    """Return the configuration (None where it isn't even TOML) and whether it holds secrets."""
+    try:
+        text = data.decode().replace("\r\n", "\n")
+        document = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        problems.append(ConfigProblem(f"{path.name} line {line}", "is not UTF-8"))
+        return None, False
+    except RecursionError:
+        problems.append(ConfigProblem(path.name, "is nested too deeply"))
+        return None, False
+    except ValueError as error:  # TOMLDecodeError, or Python's own limit on long numbers
+        problems.append(_syntax_problem(path.name, str(error), text.count("\n") + 1))
+        return None, False
+    report = Report(find_places(path.name, text))
+    config = _read_document(Table(report, (), document), path, hashlib.sha256(data).hexdigest())
+    problems += report.problems
+    store = document.get("store")
+    return config, holds_password(store.get("url") if isinstance(store, dict) else None)
+
+
+def _syntax_problem(file: str, message: str, last_line: int) -> ConfigProblem:
+    match = _SYNTAX_LINE.match(message)
+    if not match:
+        return ConfigProblem(file, message)
+    return ConfigProblem(f"{file} line {match['line'] or last_line}", match["what"])
+
+
+def _read_document(top: Table, path: Path, digest: str) -> Config:
+    config = Config(
+        sidecar=sections.read_sidecar(top.table("sidecar")),
+        identity=sections.read_identity(top.table("identity")),
+        store=sections.read_store(top.table("store")),
+        root_key=sections.read_root_key(top.table("root_key")),
+        operators=sections.read_principals(top.table("operators")),
+        auditors=sections.read_principals(top.table("auditors")),
+        keys=sections.read_keys(top),
+        path=path,
+        digest=digest,
+        places=top.report.places,
+    )
+    top.finish(sections.SETTINGS_OF)
+    _check_files_differ(top, config)
+    _warn_of_operators(top, config)
+    if not config.keys:
+        top.warn("no [keys.NAME]: nothing can be encrypted")
+    return dataclasses.replace(config, warnings=tuple(top.report.warnings))
+
+
+def _check_files_differ(top: Table, config: Config) -> None:
+    files = {
+        ("sidecar", "socket"): str(config.sidecar.socket),
+        ("store", "url"): config.store.url.removeprefix("sqlite:///"),
+        ("root_key", "path"): str(config.root_key.path),
+    }
+    seen: dict[str, str] = {}
+    for (table, key), file in files.items():
+        other = seen.setdefault(file, f"[{table}] {key}")
+        if other != f"[{table}] {key}" and file != "/":  # "/" stands in for what was wrong
+            Table(top.report, (table,), {}).problem(f"is the same file as {other}", key)
+
+
+def _warn_of_operators(top: Table, config: Config) -> None:
+    operators = config.operators
+    if not operators.groups and not operators.users:
+        top.warn("[operators] names nobody: no key can be rolled over by hand")
+    for name, key in config.keys.items():
+        table = Table(top.report, ("keys", name), {})
+        for setting, both in (
+            ("allow_groups", set(operators.groups) & set(key.allow_groups)),
+            ("allow_users", set(operators.users) & set(key.allow_users)),
+        ):
+            if both:
+                names = ", ".join(sorted(map(show, both)))
+                table.warn(f"{names} is in [operators] too, and so is refused the key", setting)

@@ -1,0 +1,46 @@
+"""What every keeper of a root key can do."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Custodian(Protocol):
+    """Keeps a root key, and uses it without handing it out."""
+
+    @property
+    def key_id(self) -> str:
+        """16 hexadecimal digits that name the root key; not secret."""
+
+    def wrap(self, plaintext: bytes, binding: bytes) -> bytes:
+        """Return ``plaintext`` sealed under the root key and bound to ``binding``.
+
+        The result names the root key. Wrapping twice gives different bytes.
+
+        Args:
+            plaintext: The secret, of any length.
+            binding: What the result belongs to; must be given again to unwrap.
+
+        Raises:
+            CustodianUnavailable: The custodian can't be reached.
+        """
+
+    def unwrap(self, wrapped: bytes, binding: bytes) -> bytes:
+        """Return what was wrapped.
+
+        Raises:
+            CustodyError: ``wrapped`` was altered, was bound to something else, or was made under
+                another root key (the message then names both).
+            CustodianUnavailable: The custodian can't be reached.
+        """
+
+    def derive(self, label: bytes) -> bytes:
+        """Return 32 bytes that only this root key gives for ``label``.
+
+        Args:
+            label: Begins with ``keyside/v1/`` and with none of the names in use for wrapping.
+
+        Raises:
+            ValueError: ``label`` is reserved or of another form.
+            CustodianUnavailable: The custodian can't be reached.
+        """

@@ -1,0 +1,156 @@
+"""What can go wrong inside the sidecar.
+
+SidecarError
+├── ConfigError               the configuration file is wrong; holds every problem found
+├── StartupError              the sidecar can't start or a command can't run; says why and what to do
+├── Refused                   access control says no; holds a Reason (access/reasons.py)
+├── RequestError
+│   ├── BadRequest            a field of a request is wrong; holds field and description
+│   ├── UnknownVersion        no such version of the key; becomes the uniform envelope error
+│   ├── VersionDisabled       disabled or destroyed; holds key, number, state
+│   └── RotationConflict      the current version is no longer the expected one
+├── StoreError
+│   ├── StoreUnavailable      the database can't be reached or is locked for too long
+│   ├── StoreTampered         a row's MAC or the store's digest does not fit (I6)
+│   └── StoreSchemaError      the schema is older or newer than this program
+└── CustodyError              the root key is missing, unsafe, or does not unwrap
+    └── CustodianUnavailable  the custodian can't be reached
+
+Leaves carry data (key, version), never secrets. ``rpc/status.py`` alone knows the gRPC codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from keyside_sidecar.access.reasons import Reason
+
+
+class SidecarError(Exception):
+    """Root of everything that the sidecar raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigProblem:
+    """One thing wrong in the configuration: where, what, and what would be right."""
+
+    place: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+class ConfigError(SidecarError):
+    """The configuration is wrong; ``problems`` holds all of them."""
+
+    def __init__(self, problems: Sequence[ConfigProblem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+class StartupError(SidecarError):
+    """The sidecar can't start, or an administrative command can't run.
+
+    Args:
+        message: What is wrong.
+        remedy: What to do about it.
+        exit_code: The sysexits(3) code that the command ends with.
+    """
+
+    def __init__(self, message: str, *, remedy: str = "", exit_code: int = 78) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+        self.exit_code = exit_code
+
+
+class Refused(SidecarError):
+    """Access control refuses the call."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.name)
+        self.reason = reason
+
+
+class RequestError(SidecarError):
+    """The request can't be served as it is."""
+
+
+class BadRequest(RequestError):
+    """A field of the request is wrong."""
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"{field}: {description}")
+        self.field = field
+        self.description = description
+
+
+class UnknownVersion(RequestError):
+    """The key has no version of that number and id."""
+
+    def __init__(self, key: str, number: int) -> None:
+        super().__init__(f"{key} has no such version {number}")
+        self.key = key
+        self.number = number
+
+
+class VersionDisabled(RequestError):
+    """The version is disabled or destroyed.
+
+    Args:
+        key: The key's name.
+        number: The version's number.
+        state: ``"DISABLED"`` or ``"DESTROYED"``.
+    """
+
+    def __init__(self, key: str, number: int, state: str) -> None:
+        super().__init__(f"version {number} of {key} is {state.lower()}")
+        self.key = key
+        self.number = number
+        self.state = state
+
+
+class RotationConflict(RequestError):
+    """The key's current version is not the one that the request expected."""
+
+    def __init__(self, key: str, expected: int, current: int) -> None:
+        super().__init__(f"the current version of {key} is {current}, not {expected}")
+        self.key = key
+        self.expected = expected
+        self.current = current
+
+
+class StoreError(SidecarError):
+    """Something about the store."""
+
+
+class StoreUnavailable(StoreError):
+    """The store can't be reached now; what is in memory goes on being served."""
+
+
+class StoreTampered(StoreError):
+    """A row was changed by someone without the root key, removed, or put back from the past."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(f"the store's {place} does not carry a valid authentication code")
+        self.place = place
+
+
+class StoreSchemaError(StoreError):
+    """The store's schema is not the one that this program knows."""
+
+
+class CustodyError(SidecarError):
+    """The root key can't be used."""
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class CustodianUnavailable(CustodyError):
+    """The root key's custodian can't be reached now."""

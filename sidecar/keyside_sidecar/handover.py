@@ -1,0 +1,88 @@
+"""What supervisor and worker say to each other.
+
+A SOCK_SEQPACKET pair carries one JSON object a packet; a connection's packet also carries its
+descriptors (the caller's socket, then its pidfd where there is one)::
+
+    supervisor ──► worker    {"connection": N, "credential": "..."}  + descriptors
+                             {"drain": seconds}
+    worker ──► supervisor    {"ready": true}
+                             {"closed": N}
+
+Only these two hold the ends, so a packet that does not parse is a defect and ends the worker.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import socket
+from dataclasses import dataclass
+from typing import Any, Final
+
+_MAX_PACKET_BYTES: Final = 128 * 1024
+_MAX_DESCRIPTORS: Final = 2
+_INT: Final = array.array("i")
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One message and the descriptors that came with it; the receiver owns them."""
+
+    fields: dict[str, Any]
+    descriptors: tuple[int, ...]
+
+
+class Channel:
+    """One end of the pair. Non-blocking; raises BlockingIOError where a call would wait."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        end.setblocking(False)
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._end.fileno()
+
+    def send(self, fields: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+        """Send one packet.
+
+        Raises:
+            BlockingIOError: The other end does not keep up.
+            OSError: The other end is gone.
+        """
+        data = json.dumps(fields, separators=(",", ":")).encode()
+        if descriptors:
+            socket.send_fds(self._end, [data], list(descriptors))
+        else:
+            self._end.send(data)
+
+    def receive(self) -> Packet | None:
+        """Return the next packet, or None at the end.
+
+        Raises:
+            BlockingIOError: There is none now.
+        """
+        # socket.recv_fds ignores its flags argument, so the descriptors would be inheritable.
+        data, ancillary, _flags, _address = self._end.recvmsg(
+            _MAX_PACKET_BYTES,
+            socket.CMSG_SPACE(_MAX_DESCRIPTORS * _INT.itemsize),
+            socket.MSG_CMSG_CLOEXEC,
+        )
+        descriptors = array.array(_INT.typecode)
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                whole = len(content) - len(content) % _INT.itemsize
+                descriptors.frombytes(content[:whole])
+        if not data:
+            return None
+        return Packet(json.loads(data), tuple(descriptors))
+
+    def close(self) -> None:
+        """Close this end."""
+        self._end.close()
+
+
+def make_channels() -> tuple[Channel, Channel]:
+    """Return two connected channels."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Channel(ours), Channel(theirs)

@@ -1,0 +1,99 @@
+"""What is wrong with the store, since when; says so in the log once, and again when it is over."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from keyside_sidecar.errors import CustodyError, StoreSchemaError, StoreTampered
+from keyside_sidecar.log import event
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from keyside_sidecar.clock import Clock
+
+_log = logging.getLogger(__name__)
+
+STORE_UNAVAILABLE: Final = "STORE_UNAVAILABLE"
+STORE_TAMPERED: Final = "STORE_TAMPERED"
+STORE_SCHEMA: Final = "STORE_SCHEMA"
+ROOT_KEY_UNUSABLE: Final = "ROOT_KEY_UNUSABLE"
+
+# The first of these that is wrong is the one that is told.
+_ORDER: Final = (STORE_TAMPERED, ROOT_KEY_UNUSABLE, STORE_SCHEMA, STORE_UNAVAILABLE)
+
+
+class StoreProblem(NamedTuple):
+    """Why the store can't be used or trusted.
+
+    Args:
+        reason: A constant: ``STORE_TAMPERED``, ``ROOT_KEY_UNUSABLE``, ``STORE_SCHEMA`` or
+            ``STORE_UNAVAILABLE``.
+        since: When it was first noticed.
+        summary: One sentence.
+    """
+
+    reason: str
+    since: datetime
+    summary: str
+
+
+class StoreHealth:
+    """Gathers what the keyring notices about its store.
+
+    Args:
+        clock: For since when.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._since: dict[str, datetime] = {}
+        self._said: dict[str, str] = {}
+
+    @property
+    def problem(self) -> StoreProblem | None:
+        """The worst that is wrong now."""
+        for reason in _ORDER:
+            if reason in self._since:
+                return StoreProblem(reason, self._since[reason], self._said[reason])
+        return None
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether something was found that only checking the whole store again can clear."""
+        return STORE_TAMPERED in self._since or ROOT_KEY_UNUSABLE in self._since
+
+    def note(self, error: Exception) -> None:
+        """Take note of what a call to the store has raised."""
+        reason = _name(error)
+        text = str(error)
+        if self._said.get(reason) != text:
+            self._said[reason] = text
+            event(_log, logging.ERROR, "store problem", reason=reason, summary=text)
+        self._since.setdefault(reason, self._clock.now())
+
+    def clear_absence(self) -> None:
+        """The store has answered."""
+        self._clear(STORE_UNAVAILABLE, STORE_SCHEMA)
+
+    def clear_doubt(self) -> None:
+        """The whole store was checked, and everything fits."""
+        self._clear(STORE_TAMPERED, ROOT_KEY_UNUSABLE)
+
+    def _clear(self, *reasons: str) -> None:
+        for reason in reasons:
+            since = self._since.pop(reason, None)
+            self._said.pop(reason, None)
+            if since is not None:
+                event(_log, logging.WARNING, "store problem is over", reason=reason, since=since)
+
+
+def _name(error: Exception) -> str:
+    if isinstance(error, StoreTampered):
+        return STORE_TAMPERED
+    if isinstance(error, StoreSchemaError):
+        return STORE_SCHEMA
+    if isinstance(error, CustodyError):
+        return ROOT_KEY_UNUSABLE
+    return STORE_UNAVAILABLE

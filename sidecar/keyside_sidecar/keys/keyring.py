@@ -1,0 +1,333 @@
+"""The key versions of this process: current ones always in memory, others as they are needed.
+
+What a key's versions in memory go through::
+
+    (absent) ──look-up──► in the cache ──rotation elsewhere──► refreshed ──► DISABLED: no material
+
+**The store is away** (I12): what is in memory goes on sealing and opening; what isn't raises
+StoreUnavailable, and so does every change. The watch (watch.py) keeps trying and heals by itself.
+
+**The store does not fit its authentication** (I6): nothing that fails a check is ever used, and
+nothing is built upon it: looking up a version that fails, or one of a key whose set of versions
+fails, raises StoreTampered, and so does rotating it. What is in memory was checked when it was
+read, and goes on being served: otherwise a single changed byte would stop every service at once,
+and the sidecars that still hold the keys are what data can be rescued with. Only an authentic row
+takes a version out of memory. A process that starts on a store whose key fails serves the other
+keys, and refuses that one. All of it is loud: the log, ``store_problem``, health.
+
+**A rotation elsewhere** is noticed by polling within a second; an envelope under a version that
+this process hasn't heard of triggers one look before it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from keyside_sidecar.errors import (
+    CustodyError,
+    StoreTampered,
+    StoreUnavailable,
+    UnknownVersion,
+    VersionDisabled,
+)
+from keyside_sidecar.keys.cache import VersionCache
+from keyside_sidecar.keys.health import StoreHealth, StoreProblem
+from keyside_sidecar.keys.lookups import Lookups
+from keyside_sidecar.keys.states import may_follow, may_open
+from keyside_sidecar.keys.threads import StoreThreads
+from keyside_sidecar.keys.watch import Watch
+from keyside_sidecar.store import KeyInfo, OpenedVersion, Store, VersionInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import TypeVar
+
+    from keyside.envelope import VersionKey
+    from keyside.names import KeyName
+    from keyside_sidecar.clock import Clock
+
+    T = TypeVar("T")
+
+_CALL_TIMEOUT_S: Final = 10.0
+_CLOSE_TIMEOUT_S: Final = 2.0
+_READERS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What a rotation did: the key as it is now, its new version, and the one it replaced."""
+
+    version: VersionInfo
+    previous: VersionInfo
+    key: KeyInfo
+
+
+class Keyring:
+    """Key versions for one event loop. Make it after forking.
+
+    Args:
+        store: The open store; the keyring closes it.
+        key_names: The keys of the configuration.
+        clock: Tells the time.
+        poll_interval_s: How often to look for changes made elsewhere, in seconds.
+        cached_versions: How many versions that are not current to keep in memory, for all keys
+            together.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        key_names: Iterable[KeyName],
+        *,
+        clock: Clock,
+        poll_interval_s: float = 0.25,
+        cached_versions: int = 1024,
+    ) -> None:
+        self.store = store
+        self.names = frozenset(key_names)
+        self._clock = clock
+        self._current: dict[KeyName, OpenedVersion] = {}
+        self._cache = VersionCache(cached_versions)
+        self._lookups = Lookups(self._load, self._cache, clock)
+        self._health = StoreHealth(clock)
+        # One at a time: of two, the one that read first may end last.
+        self._refreshing = asyncio.Lock()
+        self._watch = Watch(self, self._health, poll_interval_s)
+        self._readers = StoreThreads("keyside-store-read", _READERS)
+        # Apart, so that a change that waits for another process's lock holds up no look-up.
+        self._writer = StoreThreads("keyside-store-write", 1)
+
+    def __repr__(self) -> str:
+        return f"Keyring(keys={len(self.names)}, cached={len(self._cache)})"
+
+    @property
+    def store_problem(self) -> StoreProblem | None:
+        """What is wrong with the store, or None; the worst, where there are several."""
+        return self._health.problem
+
+    def all_current_ready(self) -> bool:
+        """Return whether every key's current version is in memory."""
+        return self.names <= self._current.keys()
+
+    async def start(self) -> None:
+        """Make the keys that don't exist yet, load every current version, and begin to watch.
+
+        A key that fails its checks is left out, refuses, and shows in ``store_problem``; the
+        others are served. Workers that start at once make each key once.
+
+        Raises:
+            StoreError: The store is away, has another schema, or fails its checks as a whole.
+        """
+        try:
+            await self._watch.begin()
+            for name in sorted(self.names):
+                await self._change(partial(self.store.create_key, name, self._clock.now()))
+                try:
+                    await self.refresh(name)
+                except (StoreTampered, CustodyError) as error:
+                    self._health.note(error)
+        except BaseException:
+            await self.stop()
+            raise
+        self._watch.start()
+
+    async def stop(self) -> None:
+        """Stop watching and close the store; one that hangs is left behind."""
+        await self._watch.stop()
+        self._lookups.cancel()
+        try:
+            await self._writer.run(self.store.close, timeout_s=_CLOSE_TIMEOUT_S)
+        except StoreUnavailable as error:
+            self._health.note(error)
+        self._readers.close()
+        self._writer.close()
+
+    def current(self, key: KeyName) -> VersionKey:
+        """Return the version that seals, from memory.
+
+        Raises:
+            StoreUnavailable: The key is not configured, or could not be loaded yet.
+            StoreTampered: It could not be loaded because it fails its checks.
+        """
+        found = self._current.get(key)
+        if found is not None and found.material is not None:
+            return found.material
+        if self._health.is_doubtful:
+            raise StoreTampered(f"key {key}")
+        raise StoreUnavailable(f"key {key} has not been loaded yet")
+
+    def current_number(self, key: KeyName) -> int | None:
+        """Return the current version's number, or None where it is not in memory."""
+        found = self._current.get(key)
+        return None if found is None else found.info.number
+
+    def cached(self, key: KeyName, number: int, version_id: bytes) -> VersionKey | None:
+        """Return a version that may open envelopes, if it is in memory; never looks further."""
+        found = self._recall(key, number)
+        if found is None or found.info.version_id != version_id or not may_open(found.info.state):
+            return None
+        return found.material
+
+    async def version(self, key: KeyName, number: int, version_id: bytes) -> VersionKey:
+        """Return the version that an envelope names, to open it with.
+
+        From memory; otherwise the store is asked once, by however many callers at the same time.
+
+        Args:
+            key: The key's name.
+            number: The version's number.
+            version_id: The version's id, 16 bytes.
+
+        Raises:
+            UnknownVersion: The key has no version of that number and id.
+            VersionDisabled: It is disabled or destroyed.
+            StoreUnavailable: It is not in memory, and the store is away.
+            StoreTampered: It is not in memory, and fails its checks in the store.
+            CustodyError: It does not unwrap.
+        """
+        found = self._recall(key, number)
+        if found is not None:
+            return _require_usable(found, version_id)
+        if key not in self.names:
+            raise UnknownVersion(key, number)
+        return _require_usable(await self._lookups.find(key, number, version_id), version_id)
+
+    async def rotate(self, key: KeyName, *, actor_uid: int, expected_current: int) -> Rotation:
+        """Make a new current version, archive its predecessor, and use the new one at once.
+
+        Args:
+            key: The key's name.
+            actor_uid: The operator's uid.
+            expected_current: The number that must be current; 0 for whichever is.
+
+        Raises:
+            KeyError: There is no such key.
+            RotationConflict: Another version is current; nothing was changed.
+            StoreUnavailable: The store is away; nothing was changed, or the rotation is whole
+                (where the store stopped answering meanwhile) and will be noticed.
+            StoreTampered: The key fails its checks; nothing was changed.
+        """
+        rotate = partial(
+            self.store.rotate,
+            key,
+            actor_uid=actor_uid,
+            expected_current=expected_current,
+            now=self._clock.now(),
+        )
+        done = await self._change(rotate)
+        self._install(done.version)
+        if replaced := self._cache.get(key, done.previous.number):
+            self._cache.replace(OpenedVersion(done.previous, replaced.material))
+        return Rotation(version=done.version.info, previous=done.previous, key=done.key)
+
+    async def describe(self, key: KeyName) -> KeyInfo:
+        """Return what there is to say of a key, from the store.
+
+        Raises:
+            KeyError: There is no such key.
+            StoreError: The store is away, or fails its checks.
+        """
+        return await self.look(partial(self.store.describe_key, key))
+
+    async def versions(self, key: KeyName, *, before: int | None, limit: int) -> list[VersionInfo]:
+        """Return a page of a key's versions, newest first, from the store.
+
+        Args:
+            key: The key's name.
+            before: Only versions with smaller numbers; None begins with the newest.
+            limit: At most so many.
+
+        Raises:
+            KeyError: There is no such key.
+            StoreError: The store is away, or fails its checks.
+        """
+        list_versions = self.store.list_versions
+        return await self.look(partial(list_versions, key, before=before, limit=limit))
+
+    def list_missing(self) -> list[KeyName]:
+        """Return the keys whose current version is not in memory."""
+        return sorted(self.names - self._current.keys())
+
+    async def look(self, call: Callable[[], T], *, timeout_s: float = _CALL_TIMEOUT_S) -> T:
+        """Run a reading call to the store on a thread; for the watch.
+
+        Raises:
+            StoreUnavailable: It did not end in time.
+            SidecarError: Whatever ``call`` raises; what fails its checks is noted.
+        """
+        return await self._run(self._readers, call, timeout_s)
+
+    async def refresh(self, key: KeyName) -> None:
+        """Bring what is in memory of a key to what the store holds.
+
+        Raises:
+            StoreError: The store is away, or fails its checks; nothing was changed in memory.
+            CustodyError: The current version does not unwrap.
+        """
+        async with self._refreshing:
+            await self._refresh(key)
+
+    async def _refresh(self, key: KeyName) -> None:
+        self._lookups.overtake(key)
+        held = {version.info.number: version for version in self._cache.list_versions(key)}
+        if (current := self._current.get(key)) is not None:
+            held[current.info.number] = current
+        loaded = await self.look(partial(self.store.load_key, key))
+        infos = await self.look(partial(self.store.describe_versions, key, held.keys()))
+        if max(held, default=0) > loaded.info.version_count:
+            raise StoreTampered(f"history of key {key}")
+        for info in infos:
+            old = held[info.number].info
+            if info.version_id != old.version_id or not may_follow(old.state, info.state):
+                raise StoreTampered(f"history of version {info.number} of key {key}")
+        self._install(loaded.current)
+        for info in infos:
+            if held[info.number].material is None and may_open(info.state):
+                self._cache.drop(key, info.number)  # enabled again: unwrapped when next needed
+            else:
+                material = held[info.number].material if may_open(info.state) else None
+                self._cache.replace(OpenedVersion(info, material))
+
+    async def _change(self, call: Callable[[], T]) -> T:
+        return await self._run(self._writer, call, _CALL_TIMEOUT_S)
+
+    async def _load(self, key: KeyName, number: int) -> OpenedVersion:
+        return await self.look(partial(self.store.find_version, key, number))
+
+    async def _run(self, threads: StoreThreads, call: Callable[[], T], timeout_s: float) -> T:
+        try:
+            return await threads.run(call, timeout_s=timeout_s)
+        except (StoreTampered, CustodyError) as error:
+            self._health.note(error)
+            raise
+
+    def _install(self, version: OpenedVersion) -> None:
+        """Make a version current in memory; its predecessor goes to the cache.
+
+        Current numbers only grow: an answer that another one overtook changes nothing.
+        """
+        key = version.info.key_name
+        old = self._current.get(key)
+        if old is not None and old.info.number > version.info.number:
+            return
+        self._current[key] = version
+        if old is not None and old.info.number != version.info.number:
+            self._cache.put(old)
+
+    def _recall(self, key: KeyName, number: int) -> OpenedVersion | None:
+        current = self._current.get(key)
+        if current is not None and current.info.number == number:
+            return current
+        return self._cache.get(key, number)
+
+
+def _require_usable(found: OpenedVersion, version_id: bytes) -> VersionKey:
+    info = found.info
+    if info.version_id != version_id:
+        raise UnknownVersion(info.key_name, info.number)
+    if not may_open(info.state) or found.material is None:
+        raise VersionDisabled(info.key_name, info.number, str(info.state))
+    return found.material

@@ -1,0 +1,156 @@
+"""Notices what other processes did to the store, and what nobody should have done to it.
+
+Two tasks. The first asks a few times a second, cheaply, whether anyone has written; if so, it
+reads the store's generation and refreshes the keys that changed. The second goes through every
+version's row once after the start, once an hour, and at once when the store was written to and yet
+has no new generation, which no Keyside does: then someone has changed rows by hand. (SQLite also
+says so now and then after a checkpoint; nothing is found, and nothing is said.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from keyside_sidecar.errors import CustodyError, SidecarError, StoreTampered, StoreUnavailable
+
+if TYPE_CHECKING:
+    from keyside.names import KeyName
+    from keyside_sidecar.keys.health import StoreHealth
+    from keyside_sidecar.keys.keyring import Keyring
+
+_log = logging.getLogger(__name__)
+
+_POLL_TIMEOUT_S: Final = 2.0
+_PATROL_INTERVAL_S: Final = 3600.0
+# How soon to look again at what failed its checks, though nobody seems to have written.
+_DOUBT_INTERVAL_S: Final = 5.0
+_PAGE: Final = 256
+_PAGE_PAUSE_S: Final = 0.02
+
+
+class Watch:
+    """Keeps a keyring in step with its store.
+
+    Args:
+        keyring: What to keep in step.
+        health: Where to say what is wrong.
+        interval_s: How often to ask for changes, in seconds.
+    """
+
+    def __init__(self, keyring: Keyring, health: StoreHealth, interval_s: float) -> None:
+        self._keyring = keyring
+        self._health = health
+        self._interval_s = interval_s
+        self._token: object = None
+        self._generation = 0
+        self._failed: set[KeyName] = set()
+        self._patrol_wanted = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def begin(self) -> None:
+        """Remember the store as it is now, before anything is loaded from it.
+
+        Raises:
+            StoreError: The store is away, or fails its checks as a whole.
+        """
+        keyring = self._keyring
+        self._token = await keyring.look(keyring.store.read_change_token)
+        self._generation = (await keyring.look(partial(keyring.store.changed_since, 0))).generation
+
+    def start(self) -> None:
+        """Start both tasks, and go through the store once."""
+        self._patrol_wanted.set()
+        self._tasks = [
+            asyncio.create_task(self._poll_for_ever(), name="keyside-store-poll"),
+            asyncio.create_task(self._patrol_for_ever(), name="keyside-store-patrol"),
+        ]
+
+    async def stop(self) -> None:
+        """End both tasks."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    async def _poll_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s)
+            try:
+                await self._poll()
+            except SidecarError as error:
+                self._health.note(error)
+            except Exception:  # noqa: BLE001  (a mistake here must not end the watch)
+                _log.exception("watching the store failed; it goes on")
+                self._health.note(StoreUnavailable("watching the store failed; see the log"))
+
+    async def _poll(self) -> None:
+        keyring = self._keyring
+        token = await keyring.look(keyring.store.read_change_token, timeout_s=_POLL_TIMEOUT_S)
+        if token == self._token and self._health.problem is None:
+            return
+        changes = await keyring.look(
+            partial(keyring.store.changed_since, self._generation), timeout_s=_POLL_TIMEOUT_S
+        )
+        self._health.clear_absence()
+        if token != self._token and changes.generation == self._generation:
+            self._patrol_wanted.set()
+        self._failed.update(keyring.names.intersection(changes.keys))
+        if token != self._token or changes.generation != self._generation:
+            await self._refresh_failed()
+        self._token = token
+        self._generation = changes.generation
+
+    async def _refresh_failed(self) -> None:
+        for name in sorted(self._failed | set(self._keyring.list_missing())):
+            try:
+                await self._keyring.refresh(name)
+            except (StoreTampered, CustodyError) as error:
+                self._health.note(error)
+                self._failed.add(name)
+            else:
+                self._failed.discard(name)
+
+    async def _patrol_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        due_s = 0.0
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._patrol_wanted.wait(), _DOUBT_INTERVAL_S)
+            if not (
+                self._patrol_wanted.is_set() or self._health.is_doubtful or loop.time() >= due_s
+            ):
+                continue
+            self._patrol_wanted.clear()
+            try:
+                await self._patrol()
+                due_s = loop.time() + _PATROL_INTERVAL_S
+            except SidecarError as error:
+                self._health.note(error)
+                due_s = 0.0
+            except Exception:  # noqa: BLE001  (a mistake here must not end the watch)
+                _log.exception("checking the store failed; it will be checked again")
+                due_s = 0.0
+
+    async def _patrol(self) -> None:
+        """Check every row of the store; when all of them fit, say that nothing is wrong."""
+        keyring = self._keyring
+        keyring.store.forget_checked()
+        sound = True
+        for name in sorted(keyring.names):
+            try:
+                await keyring.refresh(name)
+                self._failed.discard(name)
+                after: int | None = 0
+                while after is not None:
+                    page = partial(keyring.store.verify_page, name, after=after, limit=_PAGE)
+                    after = await keyring.look(page)
+                    await asyncio.sleep(_PAGE_PAUSE_S)
+            except (StoreTampered, CustodyError) as error:
+                self._health.note(error)
+                sound = False
+        if sound:
+            self._health.clear_doubt()

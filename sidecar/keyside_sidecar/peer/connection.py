@@ -1,0 +1,40 @@
+"""One accepted connection, as its worker knows it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keyside_sidecar.access.policy import Subject
+    from keyside_sidecar.peer.credential import PeerCredential
+
+
+class Connection:
+    """A caller's connection: who the kernel says is there, and how to end it.
+
+    Args:
+        number: The supervisor's number for it.
+        credential: What the kernel said when it was accepted.
+    """
+
+    __slots__ = ("close", "credential", "number", "public_only", "subject", "subject_basis")
+
+    def __init__(self, number: int, credential: PeerCredential) -> None:
+        self.number = number
+        self.credential = credential
+        # Relayed to the server that knows health and public status only.
+        self.public_only = True
+        # Set by the relay when it starts; safe to call at any time and more than once.
+        self.close: Callable[[], None] = _nothing
+        # The last Subject made from this credential, and the membership answer it was made from.
+        self.subject: Subject | None = None
+        self.subject_basis: object = None
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.number} pid={self.credential.pid} uid={self.credential.uid}>"
+
+
+def _nothing() -> None:
+    """Stand in for ``close`` before there is anything to close."""

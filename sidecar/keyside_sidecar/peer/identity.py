@@ -1,0 +1,89 @@
+"""From a connection's credential to what policy looks at.
+
+In ``account`` mode the groups are the account's groups now, so the answer can change from call to
+call; in ``process`` mode they are what the kernel captured at connect, and never change.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keyside_sidecar.access.policy import Subject
+from keyside_sidecar.errors import Refused
+from keyside_sidecar.peer.login import person_refusal
+
+if TYPE_CHECKING:
+    from keyside_sidecar.access.reasons import Reason
+    from keyside_sidecar.config import IdentitySettings
+    from keyside_sidecar.peer.connection import Connection
+    from keyside_sidecar.peer.membership import Membership
+
+
+class Identifier:
+    """Makes policy's view of callers.
+
+    Args:
+        settings: The configuration's ``[identity]``.
+        membership: Knows the accounts' groups; None in ``process`` mode.
+    """
+
+    def __init__(self, settings: IdentitySettings, membership: Membership | None) -> None:
+        if (membership is None) != (settings.membership == "process"):
+            raise ValueError("account mode needs a Membership, and process mode has none")
+        self._settings = settings
+        self._membership = membership
+
+    def known(self, connection: Connection) -> Subject | None:
+        """Return the caller's subject if that needs no waiting, else None."""
+        if self._membership is None or connection.credential.refusal is not None:
+            return self._fixed(connection)
+        answer = self._membership.fresh(connection.credential.uid)
+        if answer is None:
+            return None
+        if connection.subject_basis is not answer:
+            connection.subject = self._make(connection, answer.gids)
+            connection.subject_basis = answer
+        return connection.subject
+
+    async def identify(self, connection: Connection) -> Subject:
+        """Return the caller's subject, asking the name service where its answer is too old.
+
+        Never raises: a caller that can't be identified has a subject whose ``standing`` says why.
+        """
+        subject = self.known(connection)
+        if subject is not None or self._membership is None:
+            return subject if subject is not None else self._fixed(connection)
+        try:
+            answer = await self._membership.identify(connection.credential.uid)
+        except Refused as refused:
+            return self._make(connection, frozenset(), refused.reason)
+        connection.subject = self._make(connection, answer.gids)
+        connection.subject_basis = answer
+        return connection.subject
+
+    def account_name(self, connection: Connection) -> str:
+        """Return the caller's account name if it is known without waiting, else ``""``."""
+        if self._membership is None or connection.credential.refusal is not None:
+            return ""
+        answer = self._membership.fresh(connection.credential.uid)
+        return answer.name if answer is not None else ""
+
+    def _fixed(self, connection: Connection) -> Subject:
+        if connection.subject is None:
+            credential = connection.credential
+            gids = frozenset((credential.gid, *(credential.groups or ())))
+            connection.subject = self._make(connection, gids, credential.refusal)
+        return connection.subject
+
+    def _make(
+        self, connection: Connection, gids: frozenset[int], standing: Reason | None = None
+    ) -> Subject:
+        credential = connection.credential
+        person = person_refusal(
+            credential.login_uid,
+            credential.session_id,
+            readable=credential.login_readable,
+            account_uid=credential.uid,
+            mode=self._settings.person_logins,
+        )
+        return Subject(uid=credential.uid, gids=gids, standing=standing, person=person)

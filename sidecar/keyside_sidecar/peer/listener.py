@@ -1,0 +1,184 @@
+"""The public socket: bound safely, never stolen, stale ones recovered.
+
+The order matters. The directory is made and checked first. A lock file beside the socket, held
+for the sidecar's life, keeps two sidecars from taking the same path; a socket file that nobody
+answers on is then stale for certain and is removed, and one that somebody answers on belongs to a
+program that does not use the lock and is left alone. ``bind`` makes the file with its final mode
+(through the umask), and nobody can connect before ``listen``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING, Final
+
+from keyside_sidecar.errors import StartupError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_BACKLOG: Final = 1024
+_PROBE_TIMEOUT_S: Final = 2.0
+# Mode 0666: identity decides who is served, and a refusal has a reason.
+_SOCKET_UMASK: Final = 0o111
+
+
+class Listener:
+    """The sidecar's listening socket and, where it made one, the lock on its path.
+
+    Args:
+        listening: The socket.
+        path: Its path, as clients connect to it.
+        lock_fd: The lock's descriptor; None where the service manager made the socket.
+    """
+
+    def __init__(self, listening: socket.socket, path: str, lock_fd: int | None) -> None:
+        self.socket = listening
+        self.path = path
+        self._lock_fd = lock_fd
+        self._file_id = _file_id(path)
+        listening.setblocking(False)
+
+    def close(self) -> None:
+        """Stop listening; remove the socket file if it is ours and still the one we made."""
+        if self._lock_fd is not None and _file_id(self.path) == self._file_id:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
+        self.close_in_child()
+
+    def close_in_child(self) -> None:
+        """Close the descriptors and leave the files, as a forked worker must."""
+        self.socket.close()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+
+def listen(path: Path, *, owners: frozenset[int]) -> Listener:
+    """Bind and listen on ``path``.
+
+    Args:
+        path: Absolute; its directory is made (0755) if its own parent exists.
+        owners: The uids, besides root's, that directories above the socket may belong to.
+
+    Raises:
+        StartupError: The directory is unsafe, or another program serves on the path.
+    """
+    _prepare_directory(path.parent, owners | {0})
+    lock_fd = _take_lock(path)
+    try:
+        _remove_stale(path)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        previous = os.umask(_SOCKET_UMASK)
+        try:
+            listening.bind(str(path))
+        finally:
+            os.umask(previous)
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        os.close(lock_fd)
+        raise StartupError(
+            f"can't listen on {path}: {error.strerror}",
+            remedy="check that the account may write to the socket's directory",
+        ) from error
+    except BaseException:
+        os.close(lock_fd)
+        raise
+    return Listener(listening, str(path), lock_fd)
+
+
+def adopt(inherited: socket.socket) -> Listener:
+    """Use a listening socket that the service manager passed (systemd's socket activation).
+
+    Raises:
+        StartupError: The socket is not bound to a path.
+    """
+    name = inherited.getsockname()
+    if not isinstance(name, str) or not name.startswith("/"):
+        raise StartupError(
+            "the socket passed by the service manager has no path",
+            remedy="give ListenStream= an absolute path",
+        )
+    return Listener(inherited, name, None)
+
+
+def _prepare_directory(directory: Path, owners: frozenset[int]) -> None:
+    try:
+        directory.mkdir(mode=0o755)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise StartupError(
+            f"can't make the socket's directory {directory}: {error.strerror}",
+            remedy=f"make {directory}, owned by root or the sidecar's account, mode 0755",
+        ) from error
+    else:
+        directory.chmod(0o755)
+    for place in (directory, *directory.resolve().parents):
+        facts = place.stat()
+        if facts.st_uid not in owners:
+            raise StartupError(
+                f"{place}, above the socket, belongs to uid {facts.st_uid}",
+                remedy="put the socket in a directory that only root or the sidecar owns",
+            )
+        if facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX:
+            raise StartupError(
+                f"{place}, above the socket, can be written by others",
+                remedy=f"chmod go-w {place}",
+            )
+
+
+def _take_lock(path: Path) -> int:
+    lock_path = path.with_name(f".{path.name}.lock")
+    try:
+        lock_fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StartupError(
+            f"can't lock {path}: {error.strerror}",
+            remedy="check that the account may write to the socket's directory",
+        ) from error
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock_fd)
+        raise StartupError(
+            f"another sidecar serves on {path}",
+            remedy="stop it first, or configure another socket",
+            exit_code=69,
+        ) from None
+    return lock_fd
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise StartupError(
+            f"{path} exists and is not a socket", remedy="remove it, or configure another socket"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_TIMEOUT_S)
+        outcome = probe.connect_ex(str(path))
+    if outcome == errno.ECONNREFUSED:
+        path.unlink()
+        return
+    raise StartupError(
+        f"another program serves on {path}",
+        remedy="stop it first, or configure another socket",
+        exit_code=69,
+    )
+
+
+def _file_id(path: str) -> tuple[int, int] | None:
+    try:
+        facts = os.lstat(path)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino

@@ -1,0 +1,250 @@
+"""Relays a caller's bytes to the inner gRPC server and back.
+
+Each direction is one pipe::
+
+    READING ──short write──► BLOCKED ──drained──► READING ──end of input──► FINISHED
+
+READING waits for input and writes it on at once. BLOCKED holds what could not be written (at most
+one buffer) and reads nothing until it is gone: that is the back-pressure. FINISHED has passed the
+end of input on (``shutdown(SHUT_WR)``). The relay closes when both pipes are finished, when either
+socket fails, when the caller's process ends, or when told to; closing twice does nothing.
+
+Sockets are read with ``recv_into`` into one buffer per worker, not through asyncio transports: an
+idle connection then costs no buffer, and the order of withdrawing the ticket and closing the
+sockets is ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+from keyside_sidecar.log import event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keyside_sidecar.peer.connection import Connection
+    from keyside_sidecar.peer.tickets import TicketRegistry
+
+_log = logging.getLogger(__name__)
+
+_BUFFER_BYTES: Final = 256 * 1024
+_CONNECT_TIMEOUT_S: Final = 5.0
+_CONNECT_RETRY_S: Final = 0.005
+
+
+class _Pipe:
+    """One direction of a relay."""
+
+    __slots__ = ("_buffer", "_finished", "_from", "_loop", "_pending", "_relay", "_to")
+
+    def __init__(
+        self,
+        relay: Relay,
+        loop: asyncio.AbstractEventLoop,
+        source: socket.socket,
+        target: socket.socket,
+        buffer: memoryview,
+    ) -> None:
+        self._relay = relay
+        self._loop = loop
+        self._from = source
+        self._to = target
+        self._buffer = buffer
+        self._pending: memoryview | None = None
+        self._finished = False
+
+    @property
+    def finished(self) -> bool:
+        return self._finished
+
+    def start(self) -> None:
+        self._loop.add_reader(self._from.fileno(), self._on_readable)
+
+    def stop(self) -> None:
+        """Wait for nothing any more; the sockets are about to be closed."""
+        if not self._finished and self._pending is None:
+            self._loop.remove_reader(self._from.fileno())
+        if self._pending is not None:
+            self._loop.remove_writer(self._to.fileno())
+            self._pending = None
+        self._finished = True
+
+    def _on_readable(self) -> None:
+        try:
+            count = self._from.recv_into(self._buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._relay.close()
+            return
+        if not count:
+            self._finish()
+            return
+        try:
+            sent = self._to.send(self._buffer[:count])
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._relay.close()
+            return
+        if sent < count:
+            self._block(memoryview(bytes(self._buffer[sent:count])))
+
+    def _block(self, rest: memoryview) -> None:
+        self._pending = rest
+        self._loop.remove_reader(self._from.fileno())
+        self._loop.add_writer(self._to.fileno(), self._on_writable)
+
+    def _on_writable(self) -> None:
+        if self._pending is None:
+            return
+        try:
+            sent = self._to.send(self._pending)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._relay.close()
+            return
+        if sent < len(self._pending):
+            self._pending = self._pending[sent:]
+            return
+        self._pending = None
+        self._loop.remove_writer(self._to.fileno())
+        self._loop.add_reader(self._from.fileno(), self._on_readable)
+
+    def _finish(self) -> None:
+        self._loop.remove_reader(self._from.fileno())
+        self._finished = True
+        with contextlib.suppress(OSError):
+            self._to.shutdown(socket.SHUT_WR)
+        self._relay.pipe_finished()
+
+
+class Relay:
+    """Carries one connection, from its hand-over to its end.
+
+    Args:
+        connection: What the caller's calls are to run as.
+        outer: The caller's socket; the relay owns it from now on.
+        pidfd: The caller's process, or None where the kernel gave none; owned likewise.
+        registry: Where the inner address is registered.
+        buffer: The worker's read buffer, from ``make_buffer()``.
+        on_closed: Called once, after everything has been released.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_closed",
+        "_connection",
+        "_inner",
+        "_loop",
+        "_name",
+        "_on_closed",
+        "_outer",
+        "_pidfd",
+        "_pipes",
+        "_registry",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        outer: socket.socket,
+        pidfd: int | None,
+        *,
+        registry: TicketRegistry,
+        buffer: memoryview,
+        on_closed: Callable[[Connection], None],
+    ) -> None:
+        self._connection = connection
+        self._outer = outer
+        self._pidfd = pidfd
+        self._registry = registry
+        self._buffer = buffer
+        self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self._inner: socket.socket | None = None
+        self._name: str | None = None
+        self._pipes: tuple[_Pipe, ...] = ()
+        self._closed = False
+        connection.close = self.close
+
+    async def start(self, inner_path: str) -> None:
+        """Connect to the inner server and begin to relay; on any failure, close."""
+        try:
+            if self._pidfd is not None:
+                self._loop.add_reader(self._pidfd, self._on_caller_ended)
+            self._outer.setblocking(False)
+            self._inner = inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            inner.setblocking(False)
+            self._name = self._registry.register(self._connection)
+            inner.bind("\0" + self._name)
+            await self._connect(inner, inner_path)
+            if self._closed:
+                return
+            self._pipes = (
+                _Pipe(self, self._loop, self._outer, inner, self._buffer),
+                _Pipe(self, self._loop, inner, self._outer, self._buffer),
+            )
+            for pipe in self._pipes:
+                pipe.start()
+        except OSError as error:
+            event(_log, logging.WARNING, "relay could not start", error=str(error))
+            self.close()
+        except BaseException:
+            self.close()
+            raise
+
+    async def _connect(self, inner: socket.socket, path: str) -> None:
+        # asyncio's sock_connect is not used: a full backlog makes a non-blocking connect on a
+        # Unix socket fail with EAGAIN, which asyncio takes for "in progress".
+        deadline = self._loop.time() + _CONNECT_TIMEOUT_S
+        while not self._closed:
+            try:
+                inner.connect(path)
+            except BlockingIOError:
+                if self._loop.time() > deadline:
+                    raise
+                await asyncio.sleep(_CONNECT_RETRY_S)
+            else:
+                return
+
+    def _on_caller_ended(self) -> None:
+        event(
+            _log, logging.DEBUG, "the caller's process ended", connection=self._connection.number
+        )
+        self.close()
+
+    def pipe_finished(self) -> None:
+        """Close when both directions have ended."""
+        if all(pipe.finished for pipe in self._pipes):
+            self.close()
+
+    def close(self) -> None:
+        """Withdraw the ticket, then release everything; safe at any time and more than once."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._name is not None:
+            self._registry.withdraw(self._name)
+        for pipe in self._pipes:
+            pipe.stop()
+        if self._inner is not None:
+            self._inner.close()
+        self._outer.close()
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        self._on_closed(self._connection)
+
+
+def make_buffer() -> memoryview:
+    """Return the buffer that all relays of one worker read into, one at a time."""
+    return memoryview(bytearray(_BUFFER_BYTES))

@@ -1,0 +1,112 @@
+"""keyside.v1.EncryptionService: from messages to the envelope code and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from keyside.envelope import open_envelope, rewrap, seal, suite_by_name
+from keyside.errors import EnvelopeRejected
+from keyside.v1 import encryption_pb2 as pb
+from keyside_sidecar.access.reasons import Reason
+from keyside_sidecar.errors import BadRequest, Refused, UnknownVersion
+from keyside_sidecar.rpc.lookups import LookupLimit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from keyside.envelope import Suite, VersionKey
+    from keyside_sidecar.clock import Clock
+    from keyside_sidecar.config import Config
+    from keyside_sidecar.keys import Keyring
+    from keyside_sidecar.rpc.guard import Call
+
+# What an envelope and a message may add to the largest plaintext: the wrapping and payload
+# headers, 32 context pairs at their limits, and protobuf's framing.
+MESSAGE_OVERHEAD_BYTES: Final = 64 * 1024
+
+
+class EncryptionServicer:
+    """Seals, opens and rewraps for callers that policy has allowed.
+
+    Args:
+        config: For the size limit and each key's suite.
+        keyring: The key versions.
+        clock: For the limit on look-ups of unknown versions.
+    """
+
+    def __init__(self, config: Config, keyring: Keyring, clock: Clock) -> None:
+        self._max_plaintext_bytes = config.sidecar.max_plaintext_bytes
+        self._suites: Mapping[str, Suite] = {
+            name: suite_by_name(key.suite) for name, key in config.keys.items()
+        }
+        self._keyring = keyring
+        self._lookups = LookupLimit(clock)
+
+    async def encrypt(self, call: Call, request: pb.EncryptRequest) -> pb.EncryptResponse:
+        """Seal a plaintext under the current version.
+
+        Raises:
+            BadRequest: The plaintext is over the limit.
+            InvalidArgument: The context is not valid.
+            StoreUnavailable: The key has not been loaded yet.
+        """
+        key = call.key
+        assert key is not None  # noqa: S101  (the guard has read it from the request)
+        if len(request.plaintext) > self._max_plaintext_bytes:
+            raise BadRequest(
+                "plaintext",
+                f"has {len(request.plaintext)} bytes; at most {self._max_plaintext_bytes} are "
+                "taken (max_plaintext_bytes)",
+            )
+        version = self._keyring.current(key)
+        envelope = seal(version, request.plaintext, request.context, self._suites[key])
+        return pb.EncryptResponse(envelope=envelope, version=_reference(version))
+
+    async def decrypt(self, call: Call, request: pb.DecryptRequest) -> pb.DecryptResponse:
+        """Open an envelope.
+
+        Raises:
+            EnvelopeRejected: It does not open.
+            VersionDisabled: Its version may not be used.
+            StoreUnavailable: Its version is not in memory and the store is away.
+        """
+        version = await self._version(call)
+        plaintext = open_envelope(version, request.envelope, request.context)
+        return pb.DecryptResponse(plaintext=plaintext, version=_reference(version))
+
+    async def rewrap(self, call: Call, request: pb.RewrapRequest) -> pb.RewrapResponse:
+        """Move an envelope's data key under the current version.
+
+        Raises:
+            EnvelopeRejected: Its wrapping header does not open.
+            VersionDisabled: Its version may not be used.
+            StoreUnavailable: Its version is not in memory and the store is away.
+        """
+        old = await self._version(call)
+        assert call.key is not None  # noqa: S101
+        new = self._keyring.current(call.key)
+        envelope = rewrap(old, new, request.envelope, self._suites[call.key])
+        return pb.RewrapResponse(
+            envelope=envelope, previous=_reference(old), version=_reference(new)
+        )
+
+    async def _version(self, call: Call) -> VersionKey:
+        header = call.header
+        assert header is not None  # noqa: S101
+        cached = self._keyring.cached(header.key_name, header.version_number, header.version_id)
+        if cached is not None:
+            return cached
+        uid = call.connection.credential.uid
+        if not self._lookups.may_look(uid):
+            raise Refused(Reason.TOO_MANY_CALLS)
+        try:
+            return await self._keyring.version(
+                header.key_name, header.version_number, header.version_id
+            )
+        except UnknownVersion:
+            self._lookups.charge(uid)
+            raise EnvelopeRejected from None
+
+
+def _reference(version: VersionKey) -> pb.KeyVersionRef:
+    return pb.KeyVersionRef(key=version.key_name, number=version.number)

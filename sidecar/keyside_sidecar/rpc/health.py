@@ -1,0 +1,86 @@
+"""grpc.health.v1.Health, from the serving board.
+
+The messages are grpcio-health-checking's. Its servicer is not used: its ``Watch`` holds a lock
+while it writes, so a prober that stops reading could keep every answer from changing, and health
+would stay green for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from grpc_health.v1 import health_pb2
+
+from keyside_sidecar.rpc.methods import ENCRYPTION_SERVICE, KEY_SERVICE, STATUS_SERVICE
+from keyside_sidecar.rpc.status import UnknownService
+from keyside_sidecar.serving import Phase
+
+if TYPE_CHECKING:
+    from keyside_sidecar.rpc.guard import Call, StreamContext
+    from keyside_sidecar.serving import ServingBoard
+
+_WATCH_INTERVAL_S: Final = 0.25
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+_SERVICE_UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class HealthServicer:
+    """Answers probes.
+
+    Args:
+        board: What is served.
+    """
+
+    def __init__(self, board: ServingBoard) -> None:
+        self._board = board
+
+    async def check(
+        self, _call: Call, request: health_pb2.HealthCheckRequest
+    ) -> health_pb2.HealthCheckResponse:
+        """Answer once.
+
+        Raises:
+            UnknownService: There is no such service.
+        """
+        status = self._status(request.service)
+        if status == _SERVICE_UNKNOWN:
+            raise UnknownService
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def list(
+        self, _call: Call, _request: health_pb2.HealthListRequest
+    ) -> health_pb2.HealthListResponse:
+        """Answer for every service."""
+        services = ("", ENCRYPTION_SERVICE, KEY_SERVICE, STATUS_SERVICE)
+        return health_pb2.HealthListResponse(
+            statuses={
+                service: health_pb2.HealthCheckResponse(status=self._status(service))
+                for service in services
+            }
+        )
+
+    async def watch(self, request: health_pb2.HealthCheckRequest, context: StreamContext) -> None:
+        """Answer now and on every change, until the caller goes away or the sidecar drains."""
+        last = None
+        while True:
+            draining = self._board.phase is Phase.DRAINING
+            status = self._status(request.service)
+            if status != last:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                last = status
+            if draining:
+                return
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+
+    def _status(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:
+        if service in {"", ENCRYPTION_SERVICE}:
+            serving = self._board.serves_encryption()
+        elif service == KEY_SERVICE:
+            serving = self._board.serves_keys()
+        elif service == STATUS_SERVICE:
+            serving = self._board.phase is Phase.RUNNING
+        else:
+            return _SERVICE_UNKNOWN
+        return _SERVING if serving else _NOT_SERVING

@@ -1,0 +1,191 @@
+"""The two inner gRPC servers of a worker, on private sockets.
+
+``main`` knows every RPC and serves callers who are allowed something. ``public`` knows health and
+public status, takes small messages only, and answers everything else with the reason for the
+refusal without parsing it; so a caller who is allowed nothing can't make the main server parse
+anything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.reflection import aio as reflection_aio
+
+from keyside.v1 import encryption_pb2, keys_pb2, status_pb2
+from keyside_sidecar.rpc import methods
+from keyside_sidecar.rpc.encryption import MESSAGE_OVERHEAD_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from keyside_sidecar.config import Config
+    from keyside_sidecar.rpc.encryption import EncryptionServicer
+    from keyside_sidecar.rpc.guard import Guard, StreamContext
+    from keyside_sidecar.rpc.health import HealthServicer
+    from keyside_sidecar.rpc.keys import KeyServicer
+    from keyside_sidecar.rpc.status_service import StatusServicer
+
+_PUBLIC_MESSAGE_BYTES: Final = 4096
+_MAX_METADATA_BYTES: Final = 16 * 1024
+_MAX_AGE_GRACE_MS: Final = 10_000
+
+Handlers: TypeAlias = "dict[str, grpc.RpcMethodHandler[Any, Any]]"
+
+
+class _Table(grpc.GenericRpcHandler):
+    """The handlers of the main server; anything else is UNIMPLEMENTED."""
+
+    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
+        self._handlers = handlers
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        return self._handlers.get(handler_call_details.method)
+
+
+class _PublicTable(_Table):
+    """The handlers of the public server; anything else is refused with a reason."""
+
+    def __init__(
+        self, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]], guard: Guard
+    ) -> None:
+        super().__init__(handlers)
+        self._guard = guard
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = super().service(handler_call_details)
+        return handler or self._guard.refuse_with_reason(handler_call_details.method)
+
+
+class InnerServers:
+    """Builds, starts and stops both servers.
+
+    Args:
+        config: For limits and reflection.
+        directory: Private to the worker's account; holds both sockets.
+        guard: Stands before every RPC.
+        encryption: Serves EncryptionService.
+        keys: Serves KeyService.
+        status: Serves StatusService.
+        health: Serves the health protocol.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        *,
+        guard: Guard,
+        encryption: EncryptionServicer,
+        keys: KeyServicer,
+        status: StatusServicer,
+        health: HealthServicer,
+    ) -> None:
+        public: Handlers = {
+            methods.GET_STATUS.path: guard.unary(
+                methods.GET_STATUS, status_pb2.GetStatusRequest, status.get_status
+            ),
+            **_health_handlers(guard, health),
+        }
+        everything: Handlers = {
+            **public,
+            methods.ENCRYPT.path: guard.unary(
+                methods.ENCRYPT, encryption_pb2.EncryptRequest, encryption.encrypt
+            ),
+            methods.DECRYPT.path: guard.unary(
+                methods.DECRYPT, encryption_pb2.DecryptRequest, encryption.decrypt
+            ),
+            methods.REWRAP.path: guard.unary(
+                methods.REWRAP, encryption_pb2.RewrapRequest, encryption.rewrap
+            ),
+            methods.LIST_KEYS.path: guard.unary(
+                methods.LIST_KEYS, keys_pb2.ListKeysRequest, keys.list_keys
+            ),
+            methods.GET_KEY.path: guard.unary(
+                methods.GET_KEY, keys_pb2.GetKeyRequest, keys.get_key
+            ),
+            methods.ROTATE_KEY.path: guard.unary(
+                methods.ROTATE_KEY, keys_pb2.RotateKeyRequest, keys.rotate_key
+            ),
+        }
+        if config.sidecar.reflection:
+            everything[methods.REFLECTION.path] = _reflection_handler(guard)
+        self.main_path = str(directory / "m")
+        self.public_path = str(directory / "p")
+        limit = config.sidecar.max_plaintext_bytes + MESSAGE_OVERHEAD_BYTES
+        self._main = _make_server(config, limit, _Table(everything), self.main_path)
+        self._public = _make_server(
+            config, _PUBLIC_MESSAGE_BYTES, _PublicTable(public, guard), self.public_path
+        )
+
+    async def start(self) -> None:
+        """Begin to listen on both private sockets."""
+        await self._main.start()
+        await self._public.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Let calls under way finish within ``grace_s`` seconds, then cancel the rest."""
+        await self._main.stop(grace_s)
+        await self._public.stop(0)
+
+
+def _make_server(
+    config: Config, max_message_bytes: int, table: _Table, path: str
+) -> grpc.aio.Server:
+    options: list[tuple[str, int]] = [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # What is sent is bounded by what was received; an answer must never fail on size.
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", config.sidecar.max_calls_per_uid),
+        ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+        ("grpc.so_reuseport", 0),
+    ]
+    if config.identity.membership == "process":
+        # The groups were captured at connect, so a connection must not live for ever (I1).
+        age_ms = int(config.identity.connection_max_age_s * 1000)
+        options += [
+            ("grpc.max_connection_age_ms", age_ms),
+            ("grpc.max_connection_age_grace_ms", _MAX_AGE_GRACE_MS),
+        ]
+    server = grpc.aio.server(options=options)
+    server.add_generic_rpc_handlers((table,))
+    server.add_insecure_port(f"unix:{path}")
+    return server
+
+
+def _health_handlers(guard: Guard, health: HealthServicer) -> Handlers:
+    return {
+        methods.HEALTH_CHECK.path: guard.unary(
+            methods.HEALTH_CHECK, health_pb2.HealthCheckRequest, health.check
+        ),
+        methods.HEALTH_LIST.path: guard.unary(
+            methods.HEALTH_LIST, health_pb2.HealthListRequest, health.list
+        ),
+        methods.HEALTH_WATCH.path: guard.stream(
+            methods.HEALTH_WATCH, health.watch, health_pb2.HealthCheckRequest.FromString
+        ),
+    }
+
+
+def _reflection_handler(guard: Guard) -> grpc.RpcMethodHandler[Any, Any]:
+    services = sorted({method.service for method in methods.METHODS})
+    servicer = reflection_aio.ReflectionServicer(services)
+
+    async def serve(requests: Any, context: StreamContext) -> None:
+        async for response in servicer.ServerReflectionInfo(requests, context):
+            await context.write(response)
+
+    return guard.stream(
+        methods.REFLECTION,
+        serve,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        request_streaming=True,
+    )

@@ -1,0 +1,91 @@
+"""Whether this worker serves, what is wrong, and since when.
+
+    STARTING ──► RUNNING ──► DRAINING
+
+STARTING and DRAINING are NOT_SERVING for everything. While RUNNING (I12), ``""`` and
+EncryptionService serve as long as every key's current version is in memory, store or no store: a
+liveness probe must not kill a sidecar that serves from memory. KeyService needs the store.
+StatusService always answers.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
+
+    from keyside_sidecar.clock import Clock
+
+
+class Phase(enum.Enum):
+    """Where the worker is in its life."""
+
+    STARTING = enum.auto()
+    RUNNING = enum.auto()
+    DRAINING = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong, or that weakens the protection.
+
+    Args:
+        reason: A constant such as ``"STORE_UNAVAILABLE"``.
+        summary: One sentence.
+        remedy: What to do about it.
+        since: When it was first seen.
+        blocks_encryption: It keeps some EncryptionService call from being served.
+        blocks_keys: It keeps KeyService from being served.
+    """
+
+    reason: str
+    summary: str
+    remedy: str
+    since: datetime
+    blocks_encryption: bool = False
+    blocks_keys: bool = False
+
+
+class ServingBoard:
+    """Gathers problems from those who see them.
+
+    Args:
+        clock: For since when.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.phase = Phase.STARTING
+        self.started_at = clock.now()
+        self._standing: list[Problem] = []
+        self._sources: list[Callable[[], Iterable[Problem]]] = []
+
+    def add_standing(self, reason: str, summary: str, remedy: str) -> None:
+        """Add something that holds for the whole run and blocks nothing."""
+        self._standing.append(Problem(reason, summary, remedy, self._clock.now()))
+
+    def add_source(self, source: Callable[[], Iterable[Problem]]) -> None:
+        """Ask ``source`` for its problems whenever someone wants to know."""
+        self._sources.append(source)
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Return what is wrong now, what blocks first."""
+        found = [problem for source in self._sources for problem in source()]
+        found.sort(key=lambda problem: not (problem.blocks_encryption or problem.blocks_keys))
+        return (*found, *self._standing)
+
+    def serves_encryption(self) -> bool:
+        """Return whether EncryptionService is served."""
+        return self.phase is Phase.RUNNING and not any(
+            problem.blocks_encryption for problem in self.problems()
+        )
+
+    def serves_keys(self) -> bool:
+        """Return whether KeyService is served."""
+        return self.phase is Phase.RUNNING and not any(
+            problem.blocks_keys for problem in self.problems()
+        )

@@ -1,0 +1,169 @@
+"""One change to the store, with everything that has to change along with it.
+
+Every change moves the store to its next generation by compare-and-swap on the store's own row, so
+that two of them can't be made from the same state; every row that it writes carries the new
+generation and MAC; every digest above such a row follows.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert, update
+
+from keyside_sidecar.errors import StoreTampered, StoreUnavailable
+from keyside_sidecar.store.snapshot import Snapshot
+from keyside_sidecar.store.tables import key_versions, keys, store_meta
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sqlalchemy import Connection, Table
+
+    from keyside_sidecar.store.authentication import Authenticator
+    from keyside_sidecar.store.reader import Reader
+
+    Row = Mapping[str, Any]
+
+
+class Change:
+    """Writes rows within one transaction; ``finish`` must come last.
+
+    Args:
+        connection: In a writing transaction.
+        authenticator: The store's.
+        snapshot: Loaded in the same transaction.
+
+    Raises:
+        StoreUnavailable: Another sidecar changed the store meanwhile; nothing was changed.
+    """
+
+    def __init__(
+        self, connection: Connection, authenticator: Authenticator, snapshot: Snapshot
+    ) -> None:
+        self._connection = connection
+        self._authenticator = authenticator
+        self._meta = snapshot.meta
+        self._keys_total = authenticator.open_sum(snapshot.meta["keys_digest"])
+        self.generation: int = snapshot.meta["generation"] + 1
+        swapped = connection.execute(
+            update(store_meta)
+            .where(store_meta.c.generation == snapshot.meta["generation"])
+            .values(generation=self.generation)
+        )
+        if swapped.rowcount != 1:
+            raise StoreUnavailable("another sidecar changed the store at the same time; try again")
+
+    def add_key(self, columns: Row, version: Row) -> None:
+        """Insert a key and its first version.
+
+        Args:
+            columns: The key's, but for digest, generation and MAC.
+            version: The version's, but for generation and MAC.
+        """
+        row = self._seal(key_versions, version)
+        digest = self._authenticator.seal_sum(self._authenticator.compute_term(row["mac"]))
+        key = self._seal(keys, {**columns, "versions_digest": digest})
+        self._connection.execute(insert(keys).values(**key))
+        self._connection.execute(insert(key_versions).values(**row))
+        self._keys_total += self._authenticator.compute_term(key["mac"])
+
+    def change_key(
+        self,
+        key: Row,
+        columns: Row,
+        *,
+        replaced: Iterable[tuple[Row, Row]] = (),
+        added: Iterable[Row] = (),
+    ) -> Row:
+        """Change a key together with its versions, and return the key's new row.
+
+        Args:
+            key: The key's row as it was.
+            columns: Those of the key's that change.
+            replaced: Versions' rows as they were, each with the columns that change. These are
+                written first, so that there is never a moment with two current versions.
+            added: New versions, but for generation and MAC.
+
+        Raises:
+            StoreTampered: A row is no longer what it was within this transaction.
+        """
+        term = self._authenticator.compute_term
+        total = self._authenticator.open_sum(key["versions_digest"])
+        for old, changed in replaced:
+            new = self._seal(key_versions, {**old, **changed})
+            self._replace(key_versions, old, new)
+            total += term(new["mac"]) - term(old["mac"])
+        for version in added:
+            row = self._seal(key_versions, version)
+            self._connection.execute(insert(key_versions).values(**row))
+            total += term(row["mac"])
+        digest = self._authenticator.seal_sum(total)
+        changed_key = self._seal(keys, {**key, **columns, "versions_digest": digest})
+        self._replace(keys, key, changed_key)
+        self._keys_total += term(changed_key["mac"]) - term(key["mac"])
+        return changed_key
+
+    def finish(self) -> Row:
+        """Write the store's own row, and return it."""
+        digest = self._authenticator.seal_sum(self._keys_total)
+        meta = self._seal(store_meta, {**self._meta, "keys_digest": digest})
+        self._connection.execute(update(store_meta).values(**meta))
+        return meta
+
+    def _seal(self, table: Table, columns: Row) -> Row:
+        row = {**columns, "generation": self.generation}
+        # Every column by name, so that the row is what a reader will see.
+        row = {column.name: row.get(column.name) for column in table.columns}
+        row["mac"] = self._authenticator.compute_mac(table.name, row)
+        return row
+
+    def _replace(self, table: Table, old: Row, new: Row) -> None:
+        same_row = [column == old[column.name] for column in table.primary_key]
+        result = self._connection.execute(
+            update(table).where(*same_row, table.c.mac == old["mac"]).values(**new)
+        )
+        if result.rowcount != 1:
+            raise StoreTampered(f"row in {table.name}")
+
+
+class Draft:
+    """A change under way in a transaction, with what it was made from and what it leads to.
+
+    Args:
+        connection: In a writing transaction.
+        authenticator: The store's.
+        reader: Reads in the same transaction.
+        snapshot: Loaded in the same transaction.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        authenticator: Authenticator,
+        reader: Reader,
+        snapshot: Snapshot,
+    ) -> None:
+        self._connection = connection
+        self._authenticator = authenticator
+        self.reader = reader
+        self.snapshot = snapshot
+        self.after: Snapshot | None = None
+
+    @cached_property
+    def change(self) -> Change:
+        """The change; the first use claims the store's next generation."""
+        return Change(self._connection, self._authenticator, self.snapshot)
+
+    def finish(self, name: str) -> None:
+        """Close the change of one key, and check all that will be checked when it is next read.
+
+        Raises:
+            StoreTampered: What was written does not read back as it should.
+        """
+        meta = self.change.finish()
+        self.after = Snapshot(meta, self.reader.read_keys(meta))
+        self.key = self.after.keys[name]
+        self.index = self.reader.read_index(self.key)
+        self.current = self.reader.read_version(self.key, self.index, self.key["current_number"])

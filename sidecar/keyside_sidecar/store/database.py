@@ -1,0 +1,213 @@
+"""Connections to the SQLite file, and every way in which it can be away.
+
+A transaction runs on the file that was there when it began, or not at all: a file that was
+deleted or replaced underneath would otherwise go on taking writes that nobody ever reads again.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+from sqlalchemy import create_engine, event
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.pool import QueuePool
+
+from keyside_sidecar.errors import StartupError, StoreTampered, StoreUnavailable
+from keyside_sidecar.store.location import require_private_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from sqlalchemy import Connection, Engine
+
+_POOL_SIZE: Final = 4
+_WRITES: Final = "keyside_writes"
+_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_PRAGMAS: Final = (
+    "foreign_keys = ON",
+    "secure_delete = ON",
+    # A committed rotation survives a power cut, not only a kill: data may already be sealed.
+    "synchronous = FULL",
+    # Nothing in the schema may call functions with side effects, whoever wrote it there.
+    "trusted_schema = OFF",
+)
+
+
+class Database:
+    """One SQLite file, used by this process's threads. Open it after forking, never before.
+
+    Args:
+        path: The file; must exist.
+        owner_uids: Whose it may be.
+        busy_timeout_s: How long to wait for another process's write, in seconds.
+
+    Raises:
+        StartupError: Others could read or replace it.
+        StoreUnavailable: It is missing.
+    """
+
+    def __init__(self, path: Path, owner_uids: frozenset[int], busy_timeout_s: float) -> None:
+        self._path = path
+        self._owner_uids = owner_uids
+        self._busy_timeout_s = busy_timeout_s
+        self._lock = threading.Lock()
+        self._identity = _identify(require_private_store(path, owner_uids))
+        self._engine = _create_engine(self._connect, busy_timeout_s)
+        self._watch: sqlite3.Connection | None = None
+        self._watches = 0
+
+    @contextmanager
+    def transaction(self, *, write: bool = False) -> Iterator[Connection]:
+        """Run the body in one transaction; commit at its end, roll back on any exception.
+
+        A reading transaction sees one state of the store. A writing one has the store to itself.
+
+        Raises:
+            StoreUnavailable: The file is missing, was replaced, is locked for too long, can't be
+                read or written, or the disk is full. Nothing was changed, unless the error came
+                from the commit itself, which is then whole or not there.
+            StoreTampered: A constraint refused a row that checked rows can't have clashed with.
+        """
+        with self._translated():
+            identity = self._attend()
+            with (
+                self._engine.connect().execution_options(**{_WRITES: write}) as connection,
+                connection.begin(),
+            ):
+                yield connection
+                if write and self._attend() != identity:
+                    raise StoreUnavailable(f"{self._path} was replaced during a change")
+
+    def read_data_version(self) -> tuple[int, int]:
+        """Return something that differs whenever another connection committed in between.
+
+        Raises:
+            StoreUnavailable: As for a transaction.
+        """
+        with self._translated():
+            self._attend()
+            with self._lock:
+                if self._watch is None:
+                    self._watch = self._connect()
+                    self._watches += 1
+                try:
+                    (version,) = self._watch.execute("PRAGMA data_version").fetchone()
+                except sqlite3.Error:
+                    self._close_watch()
+                    raise
+                return self._watches, version
+
+    def close(self) -> None:
+        """Close all connections; the next use opens new ones."""
+        with self._lock:
+            self._close_watch()
+        self._engine.dispose()
+
+    def _connect(self) -> sqlite3.Connection:
+        # mode=rw: never makes a new, empty database where the store has gone.
+        connection = sqlite3.connect(
+            f"file:{quote(str(self._path))}?mode=rw",
+            uri=True,
+            timeout=self._busy_timeout_s,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            self._configure(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _configure(self, connection: sqlite3.Connection) -> None:
+        # Text that isn't UTF-8 must reach the MAC check, not look like an outage.
+        connection.text_factory = _decode
+        for pragma in _PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise StoreUnavailable(
+                f"{self._path} can't have a write-ahead log; it must be on a local file system"
+            )
+
+    def _attend(self) -> tuple[int, int]:
+        """Return which file is there now; leave the old one where it was replaced."""
+        try:
+            identity = _identify(os.lstat(self._path))
+            if identity != self._identity:
+                identity = _identify(require_private_store(self._path, self._owner_uids))
+        except OSError as error:
+            self.close()
+            raise StoreUnavailable(
+                f"the store {self._path} is not there: {error.strerror}"
+            ) from error
+        except StartupError as error:
+            self.close()
+            raise StoreUnavailable(f"{error}; {error.remedy}") from error
+        if identity != self._identity:
+            self.close()
+            self._identity = identity
+        return identity
+
+    def _close_watch(self) -> None:
+        if self._watch is not None:
+            with suppress(sqlite3.Error):
+                self._watch.close()
+            self._watch = None
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError as error:
+            raise StoreTampered("set of rows") from error
+        except DBAPIError as error:
+            self._leave(error.orig)
+            # error.orig only: SQLAlchemy's own text repeats the statement.
+            raise StoreUnavailable(f"the store can't be used: {error.orig}") from error
+        except sqlite3.Error as error:
+            self._leave(error)
+            raise StoreUnavailable(f"the store can't be used: {error}") from error
+        except SQLAlchemyError as error:  # the pool's timeout
+            raise StoreUnavailable("the store is busy: all its connections are in use") from error
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Drop connections after an error that they may not recover from."""
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None or code & 0xFF not in _BUSY:
+            self.close()
+
+
+def _create_engine(connect: Callable[[], sqlite3.Connection], busy_timeout_s: float) -> Engine:
+    engine = create_engine(
+        "sqlite://",
+        creator=connect,
+        poolclass=QueuePool,
+        pool_size=_POOL_SIZE,
+        max_overflow=0,
+        pool_timeout=busy_timeout_s,
+        hide_parameters=True,
+    )
+
+    # The driver's own transaction handling is off (isolation_level=None). A writer takes the lock
+    # at once: one that reads first and upgrades later fails without waiting (SQLITE_BUSY_SNAPSHOT).
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get(_WRITES)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _identify(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _decode(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")

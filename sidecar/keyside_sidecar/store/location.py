@@ -1,0 +1,118 @@
+"""Where the store is, and whether anybody else could read or replace it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from keyside_sidecar.errors import StartupError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_DRIVERS: Final = frozenset({"sqlite", "sqlite+pysqlite"})
+# SQLite's own files beside the database: write-ahead log, its index, rollback journal.
+SIDE_SUFFIXES: Final = ("-wal", "-shm", "-journal")
+
+
+def parse_store_url(url: str) -> Path:
+    """Return the database file that ``url`` names.
+
+    Raises:
+        StartupError: It isn't of the form ``sqlite:////absolute/path``.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        parsed = None
+    if (
+        parsed is None
+        or parsed.drivername not in _DRIVERS
+        or parsed.host
+        or parsed.query
+        or not parsed.database
+        or not Path(parsed.database).is_absolute()
+    ):
+        raise StartupError(
+            "this store URL is not supported",  # not quoted: it might hold a password
+            remedy='write url = "sqlite:////absolute/path/keyside.db" in [store]',
+        )
+    return Path(parsed.database)
+
+
+def list_side_files(path: Path) -> Iterator[Path]:
+    """Yield the names that SQLite uses beside ``path``."""
+    for suffix in SIDE_SUFFIXES:
+        yield path.with_name(path.name + suffix)
+
+
+def require_safe_directory(directory: Path, owner_uids: frozenset[int]) -> None:
+    """Check that only root or ``owner_uids`` can put files into ``directory``.
+
+    Raises:
+        StartupError: Someone else can, or it doesn't exist.
+    """
+    try:
+        status = directory.stat()
+    except OSError as error:
+        raise StartupError(
+            f"the store's directory {directory} can't be used: {error.strerror}",
+            remedy=f"create {directory}, owned by the sidecar's account, mode 0700",
+        ) from error
+    if status.st_uid not in owner_uids | {0} or status.st_mode & 0o022:
+        raise StartupError(
+            f"someone else may replace files in {directory}: it belongs to uid {status.st_uid} "
+            f"and has mode {stat.S_IMODE(status.st_mode):04o}",
+            remedy=f"chmod 0700 {directory}, and chown it to the sidecar's account",
+        )
+
+
+def require_private_store(path: Path, owner_uids: frozenset[int]) -> os.stat_result:
+    """Check that the store's files are readable by ``owner_uids`` only, and return the status.
+
+    Looks with lstat and opens nothing: closing any descriptor of a SQLite file drops the locks
+    that this process holds on it (https://www.sqlite.org/howtocorrupt.html, section 2.2).
+
+    Raises:
+        StoreUnavailable: There is no such file.
+        StartupError: It belongs to someone else, can be read by others, or is no regular file.
+    """
+    require_safe_directory(path.parent, owner_uids)
+    status = _require_private_file(path, owner_uids)
+    if status is None:
+        raise StoreUnavailable(
+            f"there is no store at {path}: create it with keysided init, restore a backup, or "
+            "mount the file system that it is on"
+        )
+    for side_file in list_side_files(path):
+        _require_private_file(side_file, owner_uids)
+    return status
+
+
+def _require_private_file(path: Path, owner_uids: frozenset[int]) -> os.stat_result | None:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreUnavailable(f"{path} can't be looked at: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise StartupError(
+            f"{path} is not a regular file", remedy="name the store's file itself in [store]"
+        )
+    if status.st_uid not in owner_uids:
+        raise StartupError(
+            f"{path} belongs to uid {status.st_uid}, not to the running account",
+            remedy="run keysided under the account that owns the store, or as root",
+        )
+    if status.st_mode & 0o077:
+        raise StartupError(
+            f"{path} has mode {stat.S_IMODE(status.st_mode):04o}; others can read or change it",
+            remedy=f"chmod 0600 {path}",
+        )
+    return status

@@ -1,0 +1,1 @@
+"""Alembic's migrations of the store; ``store/schema.py`` runs them without an alembic.ini."""

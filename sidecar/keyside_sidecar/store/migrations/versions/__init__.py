@@ -1,0 +1,1 @@
+"""One module a revision. Written once: a released migration is never edited."""

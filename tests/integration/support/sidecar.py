@@ -1,0 +1,277 @@
+"""A real sidecar for a test: configured, started, talked to, stopped, killed.
+
+Uids and gids of the 642xx range need no accounts. Started by root, the sidecar runs as uid 64200;
+otherwise everything runs as whoever runs the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+SIDECAR_UID = 64200
+SIDECAR_GID = 64200
+SERVICE_UID = 64201
+SERVICE_GID = 64201
+ENCRYPT_ONLY_UID = 64202
+ENCRYPT_ONLY_GID = 64202
+OTHER_UID = 64203
+OTHER_GID = 64203
+OPERATOR_UID = 64204
+OPERATOR_GID = 64204
+AUDITOR_UID = 64205
+AUDITOR_GID = 64205
+
+START_TIMEOUT_S = 30.0
+PYTHON = os.path.join(os.path.realpath(sys.prefix), "bin", "python")  # noqa: PTH118
+IS_ROOT = os.geteuid() == 0
+
+DEFAULT_KEYS = f"""
+[operators]
+users = [{OPERATOR_UID}]
+
+[auditors]
+users = [{AUDITOR_UID}]
+
+[keys.mail-credentials]
+allow_groups = [{SERVICE_GID}, {ENCRYPT_ONLY_GID}, {OPERATOR_GID}]
+decrypt_groups = [{SERVICE_GID}, {OPERATOR_GID}]
+
+[keys.payroll]
+allow_users = [{OTHER_UID}]
+suite = "ChaCha20-Poly1305"
+"""
+
+
+@dataclass
+class Sidecar:
+    """One configured sidecar in a directory of its own.
+
+    Args:
+        directory: Holds configuration, root key, store, socket and log.
+        config: The text of everything below ``[sidecar]``, ``[store]`` and ``[root_key]``.
+        identity: The lines of ``[identity]``.
+        settings: Further lines of ``[sidecar]``.
+    """
+
+    directory: Path
+    config: str = DEFAULT_KEYS
+    identity: str = 'membership = "process"\nperson_logins = "off"'
+    settings: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    launcher: Sequence[str] = ()
+    account: str = f"user = {SIDECAR_UID}\ngroup = {SIDECAR_GID}" if IS_ROOT else ""
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def socket(self) -> Path:
+        """Where clients connect."""
+        return self.directory / "run" / "keyside.sock"
+
+    @property
+    def config_path(self) -> Path:
+        """The configuration file."""
+        return self.directory / "keyside.toml"
+
+    @property
+    def store(self) -> Path:
+        """The SQLite file."""
+        return self.directory / "state" / "keyside.db"
+
+    @property
+    def root_key(self) -> Path:
+        """The root key's file."""
+        return self.directory / "state" / "root.key"
+
+    @property
+    def log(self) -> Path:
+        """What the sidecar wrote to standard error, over all its runs."""
+        return self.directory / "sidecar.log"
+
+    def write_config(self) -> None:
+        """Write the configuration file."""
+        self.config_path.write_text(
+            f"""[sidecar]
+socket = "{self.socket}"
+{self.account}
+{self.settings}
+
+[identity]
+{self.identity}
+
+[store]
+url = "sqlite:///{self.store}"
+
+[root_key]
+provider = "file"
+path = "{self.root_key}"
+{self.config}
+"""
+        )
+        self.config_path.chmod(0o644)
+
+    def prepare(self) -> None:
+        """Make directories, configuration, root key and store."""
+        self.directory.chmod(0o755)
+        for name in ("run", "state"):
+            directory = self.directory / name
+            directory.mkdir(mode=0o755)
+            if IS_ROOT:
+                os.chown(directory, SIDECAR_UID, SIDECAR_GID)
+        (self.directory / "state").chmod(0o700)
+        self.write_config()
+        done = self.keysided("init")
+        assert done.returncode == 0, done.stderr
+
+    def keysided(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run an administrative command to its end."""
+        return subprocess.run(
+            [*self.launcher, PYTHON, "-m", "keyside_sidecar", "--config", self.config_path, *arguments],
+            env={**os.environ, **self.environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start the daemon and wait for READY=1."""
+        with notify_socket() as (name, ready), self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.launcher, PYTHON, "-m", "keyside_sidecar", "--config", self.config_path, "serve"],
+                env={**os.environ, **self.environment, "NOTIFY_SOCKET": name},
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                stdout=log,
+                start_new_session=True,
+            )
+            if wait:
+                self._wait_ready(ready)
+
+    def _wait_ready(self, ready: socket.socket) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        ready.settimeout(0.05)
+        while time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError):
+                if b"READY=1" in ready.recv(4096):
+                    return
+            if self.process.poll() is not None:
+                raise AssertionError(f"the sidecar ended: {self.log.read_text()}")
+        raise AssertionError(f"the sidecar did not become ready: {self.log.read_text()}")
+
+    def stop(self, timeout_s: float = 30.0) -> int:
+        """Stop with SIGTERM; return the exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        code = self.process.wait(timeout_s)
+        self.process = None
+        return code
+
+    def kill(self) -> None:
+        """Kill the supervisor and all workers at once with SIGKILL."""
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+
+    def workers(self) -> list[int]:
+        """Return the pids of the workers."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
+    def call(
+        self,
+        code: str,
+        *,
+        uid: int = SERVICE_UID,
+        gid: int | None = None,
+        groups: Sequence[int] | None = None,
+        environment: Mapping[str, str] | None = None,
+        preexec: Sequence[str] = (),
+        timeout_s: float = 60.0,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run Python ``code`` as another account, with ``client`` at hand.
+
+        ``client`` is a ``keyside.Client`` on this sidecar's socket.
+        """
+        who: dict[str, object] = {}
+        if IS_ROOT:
+            who = {
+                "user": uid,
+                "group": uid if gid is None else gid,
+                "extra_groups": list(groups or ()),
+            }
+        return subprocess.run(  # type: ignore[call-overload,no-any-return]
+            [*preexec, PYTHON, "-c", _PROLOGUE + code],
+            env={
+                "PATH": os.environ["PATH"],
+                "KEYSIDE_SOCKET": str(self.socket),
+                "KEYSIDE_TEST_OWNER": str(SIDECAR_UID if IS_ROOT else os.geteuid()),
+                **(environment or {}),
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            cwd="/",
+            check=False,
+            **who,
+        )
+
+
+_PROLOGUE = """
+import os
+import keyside
+client = keyside.Client(expected_owner=int(os.environ["KEYSIDE_TEST_OWNER"]))
+"""
+
+
+@contextlib.contextmanager
+def notify_socket() -> Iterator[tuple[str, socket.socket]]:
+    """Give a NOTIFY_SOCKET, as a service manager would."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        name = f"ks-test-{os.getpid()}-{time.monotonic_ns()}"
+        receiver.bind("\0" + name)
+        yield "@" + name, receiver
+
+
+@contextlib.contextmanager
+def running_sidecar(**settings: object) -> Iterator[Sidecar]:
+    """Give a started sidecar in a fresh directory, and clean up after it."""
+    with sidecar_directory() as directory:
+        sidecar = Sidecar(directory, **settings)  # type: ignore[arg-type]
+        sidecar.prepare()
+        sidecar.start()
+        try:
+            yield sidecar
+        finally:
+            sidecar.kill()
+
+
+@contextlib.contextmanager
+def sidecar_directory() -> Iterator[Path]:
+    """Give a directory that every account can enter."""
+    directory = Path(tempfile.mkdtemp(prefix="ks-test-", dir="/tmp"))
+    directory.chmod(0o755)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,220 @@
+# ruff: noqa: N802, ARG002, T201  (gRPC names the methods and their arguments)
+"""A small sidecar for the client's tests: real gRPC on a real Unix socket, answers to order.
+
+It "encrypts" by reversing; what it is for is statuses, pages, delays and restarts. Run as a
+program (``python sidecar_double.py SOCKET``) it serves until it is killed.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from concurrent import futures
+from typing import TYPE_CHECKING, Self
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from keyside.v1 import (
+    encryption_pb2,
+    encryption_pb2_grpc,
+    keys_pb2,
+    keys_pb2_grpc,
+    status_pb2_grpc,
+)
+from keyside.v1 import status_pb2 as keyside_status_pb2
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+    from google.protobuf.message import Message
+
+STARTED_S = 1_700_000_000
+VERSION_COUNT = 250
+SLOW_CALL_S = 4.0
+
+
+class Failure:
+    """A status to answer with: Keyside's own where it has a reason, else a bare one."""
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        text: str = "",
+        *,
+        reason: str = "",
+        metadata: dict[str, str] | None = None,
+        violations: dict[str, str] | None = None,
+        domain: str = "keyside",
+        packed: bytes | None = None,
+    ) -> None:
+        self.code = code
+        self.text = text
+        self.packed = packed
+        if packed is None and (reason or violations):
+            details: list[Message] = [
+                error_details_pb2.ErrorInfo(reason=reason, domain=domain, metadata=metadata)
+            ]
+            if violations:
+                field = error_details_pb2.BadRequest.FieldViolation
+                details.append(
+                    error_details_pb2.BadRequest(
+                        field_violations=[
+                            field(field=name, description=why) for name, why in violations.items()
+                        ]
+                    )
+                )
+            wrapped = []
+            for detail in details:
+                one = any_pb2.Any()
+                one.Pack(detail)
+                wrapped.append(one)
+            number: int = code.value[0]
+            whole = status_pb2.Status(code=number, message=text, details=wrapped)
+            self.packed = whole.SerializeToString()
+
+
+class Double(
+    encryption_pb2_grpc.EncryptionServiceServicer,
+    keys_pb2_grpc.KeyServiceServicer,
+    status_pb2_grpc.StatusServiceServicer,
+):
+    """The three services; ``failures`` are answered first, one a call."""
+
+    def __init__(self, socket: Path | str) -> None:
+        self.socket = str(socket)
+        self.failures: list[Failure] = []
+        self.delay_s = 0.0
+        self.calls: list[str] = []
+        self.entered = threading.Event()
+        self.serving: keyside_status_pb2.Serving.ValueType = keyside_status_pb2.SERVING_YES
+        self.problems: list[keyside_status_pb2.Problem] = []
+        self._server: grpc.Server | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Bind the socket and serve."""
+        server = grpc.server(
+            futures.ThreadPoolExecutor(8),
+            options=[("grpc.max_receive_message_length", 18 * 1024 * 1024)],
+        )
+        encryption_pb2_grpc.add_EncryptionServiceServicer_to_server(self, server)
+        keys_pb2_grpc.add_KeyServiceServicer_to_server(self, server)
+        status_pb2_grpc.add_StatusServiceServicer_to_server(self, server)
+        server.add_insecure_port(f"unix:{self.socket}")
+        server.start()
+        self._server = server
+
+    def stop(self) -> None:
+        """Stop at once, as a kill would; the socket file goes too."""
+        if self._server is not None:
+            self._server.stop(0).wait()
+            self._server = None
+
+    def _begin(self, name: str, context: Any) -> None:
+        self.calls.append(name)
+        self.entered.set()
+        if self.delay_s:
+            time.sleep(self.delay_s)
+        if self.failures:
+            failure = self.failures.pop(0)
+            if failure.packed is not None:
+                context.set_trailing_metadata((("grpc-status-details-bin", failure.packed),))
+            context.abort(failure.code, failure.text)
+
+    def Encrypt(
+        self, request: encryption_pb2.EncryptRequest, context: Any
+    ) -> encryption_pb2.EncryptResponse:
+        """Reverse the plaintext."""
+        self._begin("Encrypt", context)
+        pairs = "".join(f"{name}={value};" for name, value in sorted(request.context.items()))
+        return encryption_pb2.EncryptResponse(
+            envelope=b"KS:" + pairs.encode() + b":" + request.plaintext[::-1]
+        )
+
+    def Decrypt(
+        self, request: encryption_pb2.DecryptRequest, context: Any
+    ) -> encryption_pb2.DecryptResponse:
+        """Reverse it back."""
+        self._begin("Decrypt", context)
+        return encryption_pb2.DecryptResponse(plaintext=request.envelope.split(b":", 2)[2][::-1])
+
+    def Rewrap(
+        self, request: encryption_pb2.RewrapRequest, context: Any
+    ) -> encryption_pb2.RewrapResponse:
+        """Return the envelope as it is, with a mark; one that says "slow" takes its time."""
+        self._begin("Rewrap", context)
+        if request.envelope == b"slow":
+            time.sleep(SLOW_CALL_S)
+        return encryption_pb2.RewrapResponse(envelope=request.envelope.replace(b"KS", b"KT", 1))
+
+    def ListKeys(self, request: Any, context: Any) -> keys_pb2.ListKeysResponse:
+        """Return two keys."""
+        self._begin("ListKeys", context)
+        return keys_pb2.ListKeysResponse(keys=[_key("mail"), _key("payroll")])
+
+    def GetKey(self, request: keys_pb2.GetKeyRequest, context: Any) -> keys_pb2.GetKeyResponse:
+        """Return a page of 250 versions."""
+        self._begin("GetKey", context)
+        newest = int(request.page_token or VERSION_COUNT)
+        oldest = max(newest - request.page_size, 0)
+        return keys_pb2.GetKeyResponse(
+            key=_key(request.name),
+            versions=[_version(number) for number in range(newest, oldest, -1)],
+            next_page_token=str(oldest) if oldest else "",
+        )
+
+    def RotateKey(
+        self, request: keys_pb2.RotateKeyRequest, context: Any
+    ) -> keys_pb2.RotateKeyResponse:
+        """Claim to have made version 251."""
+        self._begin("RotateKey", context)
+        return keys_pb2.RotateKeyResponse(
+            key=_key(request.name, VERSION_COUNT + 1),
+            version=_version(VERSION_COUNT + 1),
+            previous=_version(VERSION_COUNT),
+        )
+
+    def GetStatus(self, request: Any, context: Any) -> keyside_status_pb2.GetStatusResponse:
+        """Return the serving state and the problems that the test set."""
+        self._begin("GetStatus", context)
+        answer = keyside_status_pb2.GetStatusResponse(
+            serving=self.serving,
+            version="0.1.0",
+            problems=self.problems,
+            you=keyside_status_pb2.CallerIdentity(pid=1, uid=2, gid=3, account="evil\u202e\x1b[2J"),
+            keys=[keyside_status_pb2.KeyStatus(name="mail", current_version=7, ready=True)],
+        )
+        answer.started_at.seconds = STARTED_S
+        return answer
+
+
+def _key(name: str, current: int = VERSION_COUNT) -> keys_pb2.Key:
+    key = keys_pb2.Key(
+        name=name, current_version=current, version_count=current, suite="AES-256-GCM"
+    )
+    key.created_at.seconds = STARTED_S
+    return key
+
+
+def _version(number: int) -> keys_pb2.KeyVersion:
+    version = keys_pb2.KeyVersion(
+        number=number, id=number.to_bytes(16), state=keys_pb2.KEY_VERSION_STATE_ARCHIVED
+    )
+    version.created_at.seconds = STARTED_S + number
+    return version
+
+
+if __name__ == "__main__":
+    with Double(sys.argv[1]):
+        print("ready", flush=True)
+        threading.Event().wait()

@@ -1,0 +1,73 @@
+"""A credential as text, on its way from the supervisor to a worker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from keyside_sidecar.access.reasons import Reason
+from keyside_sidecar.peer.credential import (
+    MAX_GROUPS,
+    CredentialMalformed,
+    PeerCredential,
+)
+
+CREDENTIALS = [
+    PeerCredential(pid=0, uid=2**32 - 1, gid=2**32 - 1, refusal=Reason.PEER_NOT_UNIX),
+    PeerCredential(
+        pid=4711,
+        uid=70001,
+        gid=70002,
+        groups=(4, 70003),
+        login_uid=1000,
+        session_id=3,
+        login_readable=True,
+        pidfd_source="kernel",
+    ),
+    PeerCredential(pid=1, uid=0, gid=0, groups=(), pidfd_source="pidfd_open"),
+]
+
+
+@pytest.mark.parametrize("credential", CREDENTIALS)
+def test_a_credential_survives_the_handover(credential: PeerCredential) -> None:
+    assert PeerCredential.from_json(credential.to_json()) == credential
+
+
+def test_the_largest_credential_fits_into_a_packet() -> None:
+    groups = tuple(range(2**32 - MAX_GROUPS, 2**32))
+    assert len(replace(CREDENTIALS[1], groups=groups).to_json()) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"pid":4711', '"pid":-1'),
+        ('"pid":4711', '"pid":true'),
+        ('"pid":4711', '"pid":4711.0'),
+        ('"pid":4711', '"pid":"4711"'),
+        ('"pid":4711', '"pid":4294967296'),
+        ('"uid":70001', '"uid":null'),
+        ('"uid":70001', '"uid":4294967296'),
+        ('"uid":70001,', ""),
+        ('"uid":70001', '"uid":70001,"more":1'),
+        ("[4,70003]", "[4,null]"),
+        ("[4,70003]", '"4"'),
+        ('"login_uid":1000', '"login_uid":-1'),
+        ('"login_readable":true', '"login_readable":1'),
+        ('"kernel"', '"guess"'),
+        ('"refusal":null', '"refusal":"NO_SUCH_REASON"'),
+        ('"refusal":null', '"refusal":{}'),
+        ("{", "["),
+        ("{", '{"a":' * 100_000),
+    ],
+)
+def test_a_credential_that_to_json_did_not_write_is_rejected(old: str, new: str) -> None:
+    text = CREDENTIALS[1].to_json()
+    assert old in text
+    with pytest.raises(CredentialMalformed):
+        PeerCredential.from_json(text.replace(old, new, 1))
+
+
+def test_a_credentials_repr_leaves_out_a_thousand_groups() -> None:
+    assert "70003" not in repr(CREDENTIALS[1])

@@ -1,0 +1,308 @@
+"""The policy table: every class of caller, every operation, every kind of key (I1 to I4, I11)."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from keyside_sidecar.access.policy import (
+    _RULES,
+    KeyPolicy,
+    Operation,
+    Policy,
+    ResolvedPrincipals,
+    Subject,
+)
+from keyside_sidecar.access.reasons import Reason
+from keyside_sidecar.access.resolve import resolve_policy
+from keyside_sidecar.config import parse_config
+from keyside_sidecar.errors import ConfigError
+
+OPERATORS, AUDITORS, MAIL, WRITERS, READERS, PAYROLL = 10, 20, 30, 31, 32, 40
+POLICY = Policy(
+    operators=ResolvedPrincipals(gids=frozenset({OPERATORS}), uids=frozenset({1010})),
+    auditors=ResolvedPrincipals(gids=frozenset({AUDITORS})),
+    keys=MappingProxyType(
+        {
+            "mail": KeyPolicy(
+                allowed=ResolvedPrincipals(gids=frozenset({MAIL}), uids=frozenset({1050})),
+                decrypt_gids=frozenset({READERS}),
+            ),
+            "payroll": KeyPolicy(allowed=ResolvedPrincipals(gids=frozenset({PAYROLL}))),
+            "closed": KeyPolicy(
+                allowed=ResolvedPrincipals(gids=frozenset({MAIL})),
+                encrypt_gids=frozenset({WRITERS}),
+                decrypt_gids=frozenset({WRITERS}),
+            ),
+        }
+    ),
+)
+
+
+def subject(
+    uid: int, *gids: int, standing: Reason | None = None, person: Reason | None = None
+) -> Subject:
+    return Subject(uid=uid, gids=frozenset(gids), standing=standing, person=person)
+
+
+PERSON = Reason.PEER_PERSON_LOGIN
+SUBJECTS = {
+    "service": subject(1030, MAIL, READERS),
+    "service by user": subject(1050, READERS),
+    "encrypt-only service": subject(1031, MAIL),
+    "other service": subject(1040, PAYROLL),
+    "reader but not allowed": subject(1032, READERS, WRITERS),
+    "stranger": subject(1099, 1099),
+    "root": subject(0, 0),
+    "operator": subject(1010),
+    "operator in the service's group": subject(1011, OPERATORS, MAIL, READERS),
+    "operator at a login": subject(1011, OPERATORS, MAIL, person=PERSON),
+    "auditor": subject(1020, AUDITORS),
+    "auditor in the service's group": subject(1021, AUDITORS, MAIL, READERS),
+    "auditor at a login": subject(1021, AUDITORS, MAIL, READERS, person=PERSON),
+    "person as the service": subject(1030, MAIL, READERS, person=PERSON),
+    "login unreadable": subject(1030, MAIL, READERS, person=Reason.PEER_LOGIN_UNREADABLE),
+    "no group at all": subject(1098),
+    "pid 0": subject(1030, MAIL, READERS, standing=Reason.PEER_PID_ZERO),
+    "overflow uid": subject(65534, MAIL, READERS, standing=Reason.PEER_OVERFLOW_UID),
+    "dead peer": subject(1010, OPERATORS, standing=Reason.PEER_ENDED, person=PERSON),
+    "unknown address": subject(1050, MAIL, standing=Reason.PEER_UNKNOWN),
+}
+
+# One row per class of caller; what is not None is the reason for refusing. Columns: encrypt,
+# decrypt (and rewrap), describe and rotate on the key "mail"; list (and reflect).
+OK = None
+NO = Reason.NOT_ALLOWED
+OP = Reason.OPERATOR_MAY_NOT_USE_KEYS
+NOP = Reason.NOT_AN_OPERATOR
+UNREADABLE = Reason.PEER_LOGIN_UNREADABLE
+PID0 = Reason.PEER_PID_ZERO
+OVERFLOW = Reason.PEER_OVERFLOW_UID
+ENDED = Reason.PEER_ENDED
+UNKNOWN = Reason.PEER_UNKNOWN
+EXPECTED: dict[str, tuple[Reason | None, ...]] = {
+    #                                  encrypt     decrypt     describe    rotate    list
+    "service":                         (OK,         OK,         OK,         NOP,      OK),
+    "service by user":                 (OK,         OK,         OK,         NOP,      OK),
+    "encrypt-only service":            (OK,         NO,         OK,         NOP,      OK),
+    "other service":                   (NO,         NO,         NO,         NOP,      OK),
+    "reader but not allowed":          (NO,         NO,         NO,         NOP,      NO),
+    "stranger":                        (NO,         NO,         NO,         NOP,      NO),
+    "root":                            (NO,         NO,         NO,         NOP,      NO),
+    "operator":                        (OP,         OP,         OK,         OK,       OK),
+    "operator in the service's group": (OP,         OP,         OK,         OK,       OK),
+    "operator at a login":             (OP,         OP,         OK,         OK,       OK),
+    "auditor":                         (NO,         NO,         OK,         NOP,      OK),
+    "auditor in the service's group":  (OK,         OK,         OK,         NOP,      OK),
+    "auditor at a login":              (PERSON,     PERSON,     OK,         NOP,      OK),
+    "person as the service":           (PERSON,     PERSON,     PERSON,     NOP,      PERSON),
+    "login unreadable":                (UNREADABLE, UNREADABLE, UNREADABLE, NOP,      UNREADABLE),
+    "no group at all":                 (NO,         NO,         NO,         NOP,      NO),
+    "pid 0":                           (PID0,       PID0,       PID0,       PID0,     PID0),
+    "overflow uid":                    (OVERFLOW,   OVERFLOW,   OVERFLOW,   OVERFLOW, OVERFLOW),
+    "dead peer":                       (ENDED,      ENDED,      ENDED,      ENDED,    ENDED),
+    "unknown address":                 (UNKNOWN,    UNKNOWN,    UNKNOWN,    UNKNOWN,  UNKNOWN),
+}  # fmt: skip
+COLUMN = {
+    Operation.ENCRYPT: 0,
+    Operation.DECRYPT: 1,
+    Operation.REWRAP: 1,
+    Operation.DESCRIBE_KEY: 2,
+    Operation.ROTATE_KEY: 3,
+    Operation.LIST_KEYS: 4,
+    Operation.REFLECT: 4,
+}
+OF_A_KEY = [op for op, column in COLUMN.items() if column < 4]
+CASES = list(itertools.product(SUBJECTS, Operation))
+
+
+@pytest.mark.parametrize(("who", "operation"), CASES)
+def test_table(who: str, operation: Operation) -> None:
+    """I1, I3, I4: each class of caller gets exactly what the table says."""
+    key = "mail" if operation in OF_A_KEY else None
+    expected = None if operation not in COLUMN else EXPECTED[who][COLUMN[operation]]
+    assert POLICY.decide(SUBJECTS[who], operation, key) is expected
+
+
+def test_status_and_health_are_open_to_anybody_even_without_an_identity() -> None:
+    """I1: health and the public part of status only."""
+    for who in SUBJECTS.values():
+        assert POLICY.decide(who, Operation.GET_STATUS, None) is None
+        assert POLICY.decide(who, Operation.HEALTH, None) is None
+
+
+@pytest.mark.parametrize(("who", "operation"), list(itertools.product(SUBJECTS, OF_A_KEY)))
+def test_unknown_key_and_no_key_look_like_a_forbidden_one(who: str, operation: Operation) -> None:
+    """I11: nobody learns from a refusal whether a key exists."""
+    expected = POLICY.decide(SUBJECTS[who], operation, "mail") or Reason.NOT_ALLOWED
+    for key in ("no-such-key", None, ""):
+        assert POLICY.decide(SUBJECTS[who], operation, key) is expected
+
+
+def test_forbidden_and_unknown_keys_give_the_same_reason() -> None:
+    """I11: for a service of another key, this key might as well not be there."""
+    for operation in OF_A_KEY:
+        other = SUBJECTS["other service"]
+        assert POLICY.decide(other, operation, "mail") is POLICY.decide(other, operation, "none")
+
+
+def test_new_operation_is_refused_to_everybody_until_it_is_listed() -> None:
+    """A member that the table of rules doesn't know: no class of caller gets through."""
+    new = object.__new__(Operation)
+    new._name_, new._value_ = "NEW", "new"
+    for who in SUBJECTS.values():
+        reason = POLICY.decide(who, new, "mail")
+        assert reason is (who.standing or Reason.METHOD_UNKNOWN)
+
+
+def test_every_operation_of_today_is_listed() -> None:
+    assert set(_RULES) == set(Operation)
+
+
+@pytest.mark.parametrize("who", SUBJECTS)
+def test_allowed_anything_is_exactly_what_decide_says(who: str) -> None:
+    """Whoever is relayed to the main server has something to do there, and nobody else is."""
+    closed = set(COLUMN) - {Operation.LIST_KEYS, Operation.REFLECT}
+    any_allowed = any(
+        POLICY.decide(SUBJECTS[who], operation, key) is None
+        for operation in closed
+        for key in POLICY.keys
+    )
+    assert POLICY.is_allowed_anything(SUBJECTS[who]) == any_allowed
+
+
+@pytest.mark.parametrize("who", SUBJECTS)
+def test_visible_keys_are_exactly_those_that_can_be_described(who: str) -> None:
+    described = {
+        key
+        for key in POLICY.keys
+        if POLICY.decide(SUBJECTS[who], Operation.DESCRIBE_KEY, key) is None
+    }
+    assert POLICY.visible_keys(SUBJECTS[who]) == described
+
+
+def test_narrowing_can_close_a_key_to_those_who_are_allowed() -> None:
+    """A caller left with no operation on a key doesn't see it."""
+    service = SUBJECTS["service"]
+    assert POLICY.decide(service, Operation.ENCRYPT, "closed") is Reason.NOT_ALLOWED
+    assert POLICY.visible_keys(service) == {"mail"}
+
+
+def test_decrypt_only_service_can_not_encrypt() -> None:
+    only_reads = Policy(
+        keys={
+            "k": KeyPolicy(
+                allowed=ResolvedPrincipals(gids=frozenset({1, 2})), encrypt_gids=frozenset({1})
+            )
+        }
+    )
+    assert only_reads.decide(subject(5, 2), Operation.ENCRYPT, "k") is Reason.NOT_ALLOWED
+    assert only_reads.decide(subject(5, 2), Operation.DECRYPT, "k") is None
+    assert only_reads.decide(subject(5, 2), Operation.REWRAP, "k") is None
+
+
+def test_root_is_served_only_where_a_policy_names_it() -> None:
+    """I3: root is nobody special, in either direction."""
+    named = Policy(keys={"k": KeyPolicy(allowed=ResolvedPrincipals(uids=frozenset({0})))})
+    root = subject(0, 0)
+    assert named.decide(root, Operation.ENCRYPT, "k") is None
+    assert named.decide(root, Operation.ROTATE_KEY, "k") is Reason.NOT_AN_OPERATOR
+    assert not Policy(keys=POLICY.keys).is_allowed_anything(root)
+
+
+def test_empty_policy_refuses_everybody() -> None:
+    for who, operation in itertools.product(SUBJECTS.values(), COLUMN):
+        assert Policy().decide(who, operation, "mail") is not None
+
+
+# --- names to numbers
+
+
+class Directory:
+    """A name service with a few names that counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def gid_of(self, name: str) -> int | None:
+        """Return the group's number."""
+        self.asked.append(name)
+        return {"ops": OPERATORS, "mail": MAIL, "readers": READERS, "nogroup": 65534}.get(name)
+
+    def uid_of(self, name: str) -> int | None:
+        """Return the account's number."""
+        self.asked.append(name)
+        return {"gateway": 1050, "root": 0}.get(name)
+
+
+def config_of(tables: str) -> str:
+    return (
+        '[sidecar]\nsocket="/s"\n[store]\nurl="sqlite:////d"\n'
+        f'[root_key]\nprovider="file"\npath="/k"\n{tables}'
+    )
+
+
+def resolve(tables: str, directory: Directory | None = None) -> Policy:
+    config = parse_config(config_of(tables).encode(), Path("keyside.toml"))
+    return resolve_policy(config, directory or Directory())
+
+
+def test_names_become_numbers_and_numbers_stay() -> None:
+    policy = resolve(
+        '[operators]\ngroups=["ops"]\n[auditors]\nusers=[77]\n[keys.m]\nallow_groups=["mail", 99]\n'
+        'allow_users=["gateway", 7]\ndecrypt_groups=["readers"]\n'
+    )
+    assert policy == Policy(
+        operators=ResolvedPrincipals(gids=frozenset({OPERATORS})),
+        auditors=ResolvedPrincipals(uids=frozenset({77})),
+        keys=MappingProxyType(
+            {
+                "m": KeyPolicy(
+                    allowed=ResolvedPrincipals(
+                        gids=frozenset({MAIL, 99}), uids=frozenset({1050, 7})
+                    ),
+                    decrypt_gids=frozenset({READERS}),
+                )
+            }
+        ),
+    )
+
+
+def test_every_unknown_name_is_reported_together_with_its_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(
+            '[operators]\ngroups=["opps"]\n[keys.m]\nallow_groups=["mail",\n"male"]\n'
+            'allow_users=["gateway", "mail"]\nencrypt_groups=["x"]\n'
+        )
+    assert [str(problem) for problem in caught.value.problems] == [
+        "keyside.toml line 9, [operators] groups: there is no group 'opps'",
+        "keyside.toml line 12, [keys.m] allow_groups: there is no group 'male'",
+        "keyside.toml line 13, [keys.m] allow_users: there is no user 'mail'",
+        "keyside.toml line 14, [keys.m] encrypt_groups: there is no group 'x'",
+    ]
+
+
+def test_name_that_stands_for_the_overflow_id_is_refused() -> None:
+    """I3: a policy can't be made to allow whoever has no meaning in a user namespace."""
+    with pytest.raises(ConfigError, match="stands for 65534"):
+        resolve('[keys.m]\nallow_groups=["nogroup"]\n')
+
+
+def test_each_name_is_asked_for_once() -> None:
+    directory = Directory()
+    resolve('[keys.a]\nallow_groups=["mail"]\n[keys.b]\nallow_groups=["mail"]\n', directory)
+    assert directory.asked == ["mail"]
+
+
+def test_outage_of_the_name_service_is_not_an_absence() -> None:
+    """I12: what the lookup raises comes through as it is."""
+
+    class Away(Directory):
+        def gid_of(self, name: str) -> int | None:
+            raise TimeoutError(name)
+
+    with pytest.raises(TimeoutError):
+        resolve('[keys.a]\nallow_groups=["mail"]\n', Away())

@@ -1,0 +1,317 @@
+"""The relay: back-pressure, half-close, and clean-up in every order of closing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import uvloop
+
+from keyside_sidecar.peer.connection import Connection
+from keyside_sidecar.peer.credential import PeerCredential, read_credential
+from keyside_sidecar.peer.relay import Relay, make_buffer
+from keyside_sidecar.peer.tickets import TicketRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+
+@dataclass
+class Rig:
+    """A relay between a test's client socket and a test's inner server socket."""
+
+    inner_path: str
+    inner_listener: socket.socket
+    registry: TicketRegistry = field(default_factory=TicketRegistry)
+    closed: list[Connection] = field(default_factory=list)
+    client: socket.socket | None = None
+    inner: socket.socket | None = None
+    relay: Relay | None = None
+
+    async def connect(self, pidfd: int | None = None) -> tuple[socket.socket, socket.socket]:
+        client, outer = socket.socketpair()
+        client.setblocking(False)
+        connection = Connection(1, credential_of(outer))
+        self.relay = Relay(
+            connection,
+            outer,
+            pidfd,
+            registry=self.registry,
+            buffer=make_buffer(),
+            on_closed=self.closed.append,
+        )
+        await self.relay.start(self.inner_path)
+        loop = asyncio.get_running_loop()
+        inner, address = await loop.sock_accept(self.inner_listener)
+        inner.setblocking(False)
+        assert isinstance(address, bytes)
+        assert address.startswith(b"\0")
+        found = self.registry.find("unix-abstract:" + address[1:].decode())
+        assert found is connection
+        self.client, self.inner = client, inner
+        return client, inner
+
+
+def credential_of(end: socket.socket) -> PeerCredential:
+    credential, pidfd = read_credential(end, process_mode=True)
+    if pidfd is not None:
+        os.close(pidfd)
+    return credential
+
+
+def run(scenario: Callable[[Rig], Coroutine[None, None, None]]) -> None:
+    async def main() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            path = str(Path(directory) / "inner")
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(path)
+                listener.listen()
+                listener.setblocking(False)
+                rig = Rig(path, listener)
+                try:
+                    await scenario(rig)
+                finally:
+                    for end in (rig.client, rig.inner):
+                        if end is not None:
+                            end.close()
+                    if rig.relay is not None:
+                        rig.relay.close()
+
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await main()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(bounded())
+
+
+async def read_all(end: socket.socket) -> bytes:
+    loop = asyncio.get_running_loop()
+    pieces = []
+    while piece := await loop.sock_recv(end, 1 << 20):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def test_bytes_pass_both_ways_unchanged() -> None:
+    """What one end writes the other reads, in both directions at once."""
+
+    async def scenario(rig: Rig) -> None:
+        client, inner = await rig.connect()
+        loop = asyncio.get_running_loop()
+        there, back = os.urandom(3_000_000), os.urandom(2_000_000)
+
+        async def send(end: socket.socket, data: bytes) -> None:
+            await loop.sock_sendall(end, data)
+            end.shutdown(socket.SHUT_WR)
+
+        got = await asyncio.gather(
+            send(client, there), send(inner, back), read_all(inner), read_all(client)
+        )
+        assert got[2] == there
+        assert got[3] == back
+        await until(lambda: len(rig.closed) == 1)
+
+    run(scenario)
+
+
+def test_a_reader_that_stops_makes_the_writer_wait() -> None:
+    """Back-pressure: a relay holds one buffer at most, whatever the writer would like to send."""
+
+    async def scenario(rig: Rig) -> None:
+        client, inner = await rig.connect()
+        sent = 0
+        chunk = bytes(65536)
+        idle = 0
+        while idle < 50:
+            try:
+                sent += client.send(chunk)
+                idle = 0
+            except BlockingIOError:
+                idle += 1
+                await asyncio.sleep(0.002)
+        assert sent < 4_000_000
+        client.shutdown(socket.SHUT_WR)
+        assert len(await read_all(inner)) == sent
+
+    run(scenario)
+
+
+def test_half_close_passes_on_and_the_other_direction_goes_on() -> None:
+    """A caller that has finished sending still gets its answer."""
+
+    async def scenario(rig: Rig) -> None:
+        client, inner = await rig.connect()
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, b"request")
+        client.shutdown(socket.SHUT_WR)
+        assert await read_all(inner) == b"request"
+        assert not rig.closed
+        await loop.sock_sendall(inner, b"answer")
+        inner.close()
+        assert await read_all(client) == b"answer"
+        await until(lambda: len(rig.closed) == 1)
+
+    run(scenario)
+
+
+async def _client_first(rig: Rig) -> None:
+    assert rig.client is not None
+    assert rig.inner is not None
+    rig.client.close()
+    assert await read_all(rig.inner) == b""
+    rig.inner.close()
+
+
+async def _inner_first(rig: Rig) -> None:
+    assert rig.client is not None
+    assert rig.inner is not None
+    rig.inner.close()
+    assert await read_all(rig.client) == b""
+    rig.client.close()
+
+
+async def _both_at_once(rig: Rig) -> None:
+    assert rig.client is not None
+    assert rig.inner is not None
+    rig.client.close()
+    rig.inner.close()
+
+
+async def _with_unread_bytes(rig: Rig) -> None:
+    assert rig.client is not None
+    assert rig.inner is not None
+    rig.client.send(b"x" * 100_000)
+    await asyncio.sleep(0.02)
+    rig.inner.close()  # resets: bytes were never read
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        while True:
+            await asyncio.get_running_loop().sock_sendall(rig.client, b"more")
+            await asyncio.sleep(0.001)
+
+
+async def _blocked_then_closed(rig: Rig) -> None:
+    assert rig.client is not None
+    blocked = 0
+    while blocked < 20:
+        try:
+            rig.client.send(bytes(65536))
+        except BlockingIOError:
+            blocked += 1
+            await asyncio.sleep(0.002)
+    assert rig.relay is not None
+    rig.relay.close()
+
+
+async def _relay_twice(rig: Rig) -> None:
+    assert rig.relay is not None
+    rig.relay.close()
+    rig.relay.close()
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        _client_first,
+        _inner_first,
+        _both_at_once,
+        _with_unread_bytes,
+        _blocked_then_closed,
+        _relay_twice,
+    ],
+)
+def test_whatever_closes_first_everything_is_released_once(
+    order: Callable[[Rig], Awaitable[None]],
+) -> None:
+    """Tickets and descriptors are gone, and the end is reported once."""
+
+    async def scenario(rig: Rig) -> None:
+        before = set(os.listdir("/proc/self/fd"))
+        await rig.connect()
+        await order(rig)
+        await until(lambda: len(rig.closed) >= 1)
+        await asyncio.sleep(0.05)
+        assert len(rig.closed) == 1
+        assert len(rig.registry) == 0
+        for end in (rig.client, rig.inner):
+            assert end is not None
+            end.close()
+        assert set(os.listdir("/proc/self/fd")) <= before
+
+    run(scenario)
+
+
+def test_the_connection_ends_with_the_callers_process() -> None:
+    """I3: a process that ended is served no more, though a child may hold its socket."""
+
+    async def scenario(rig: Rig) -> None:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.read(reader, 1)
+            os._exit(0)
+        pidfd = os.pidfd_open(pid)
+        client, _inner = await rig.connect(pidfd)
+        assert not rig.closed
+        os.write(writer, b"x")
+        await until(lambda: len(rig.closed) == 1)
+        assert await read_all(client) == b""
+        os.waitpid(pid, 0)
+        os.close(reader)
+        os.close(writer)
+
+    run(scenario)
+
+
+def test_an_inner_server_that_is_away_ends_this_connection_alone() -> None:
+    """A relay that can't connect closes its own sockets and reports its end."""
+
+    async def scenario(rig: Rig) -> None:
+        rig.inner_listener.close()
+        client, outer = socket.socketpair()
+        client.setblocking(False)
+        relay = Relay(
+            Connection(7, credential_of(outer)),
+            outer,
+            None,
+            registry=rig.registry,
+            buffer=make_buffer(),
+            on_closed=rig.closed.append,
+        )
+        await relay.start(rig.inner_path)
+        assert [connection.number for connection in rig.closed] == [7]
+        assert len(rig.registry) == 0
+        assert await read_all(client) == b""
+        client.close()
+
+    run(scenario)
+
+
+def test_a_withdrawn_name_is_unknown_even_if_somebody_takes_it() -> None:
+    """A name that became free again, and is taken by another, finds no caller (I2)."""
+
+    async def scenario(rig: Rig) -> None:
+        await rig.connect()
+        (connection,) = rig.registry.connections()
+        assert rig.inner is not None
+        address = rig.inner.getpeername()
+        assert rig.relay is not None
+        rig.relay.close()
+        squatter = socket.socket(socket.AF_UNIX)
+        squatter.bind(address)
+        assert rig.registry.find("unix-abstract:" + address[1:].decode()) is None
+        assert connection not in rig.registry.connections()
+        squatter.close()
+
+    run(scenario)

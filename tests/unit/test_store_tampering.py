@@ -1,0 +1,367 @@
+"""I6: someone who has the database, but not the root key, changes it by hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyside_sidecar.errors import CustodyError, StoreError, StoreTampered
+from keyside_sidecar.store import Store, initialise_store
+from keyside_sidecar.store.authentication import Authenticator, bind_material, encode_row
+from keyside_sidecar.store.tables import metadata
+from tests.unit.made_store import BANK, MAIL, NOW, MadeStore, make_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+COLUMNS = [(t.name, c.name) for t in metadata.sorted_tables for c in t.columns]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> MadeStore:
+    """Two keys: three versions of one, two of the other."""
+    tmp_path.chmod(0o700)
+    made = make_store(tmp_path)
+    store = made.open()
+    for name, rotations in ((MAIL, 2), (BANK, 1)):
+        store.create_key(name, NOW)
+        for _ in range(rotations):
+            store.rotate(name, actor_uid=7, expected_current=0, now=NOW)
+    store.close()
+    # One file that can be copied: the last connection has folded the log into it.
+    assert not made.path.with_name("keyside.db-wal").exists()
+    return made
+
+
+def read_all(store: Store) -> None:
+    store.forget_checked()
+    for info in store.list_keys():
+        store.verify_page(info.name, after=0, limit=100)
+
+
+def read_afresh(made: MadeStore) -> None:
+    store = made.open()
+    try:
+        read_all(store)
+    finally:
+        store.close()
+
+
+def refuse(made: MadeStore) -> None:
+    with pytest.raises(StoreTampered):
+        read_afresh(made)
+
+
+def alter(value: Any) -> list[Any]:
+    """Values that are not the given one, of its own type and of others."""
+    if value is None:
+        return [1]
+    if isinstance(value, int):
+        return [value + 1, None, float(value) + 0.5, str(value) + "x", b"\x01"]
+    if isinstance(value, str):
+        return [value + "x", None, value.encode(), value.upper() + "\x00", b"\xff\xfe"]
+    flipped = bytes([value[0] ^ 1]) + value[1:]
+    return [flipped, value[:-1], value + b"\x00", None, 10**15, value.hex()]
+
+
+def test_an_untouched_store_reads(made: MadeStore):
+    read_afresh(made)
+
+
+@pytest.mark.parametrize(("table", "column"), COLUMNS)
+def test_any_column_of_any_row_changed_by_hand_is_refused(
+    made: MadeStore, table: str, column: str
+):
+    """Every column of every row, to another value, another type and NULL."""
+    rows = made.run(f"SELECT rowid, {column} FROM {table}")
+    original = made.path.read_bytes()
+    tried = 0
+    for rowid, value in rows:
+        for other in alter(value):
+            made.path.write_bytes(original)
+            try:
+                made.run(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", other, rowid)
+            except sqlite3.IntegrityError:  # the schema itself does not take it
+                continue
+            if made.run(f"SELECT {column} FROM {table} WHERE rowid = ?", rowid) == [(value,)]:
+                continue  # the column's affinity turned it back into what it was
+            tried += 1
+            with pytest.raises((StoreTampered, CustodyError)) as caught:
+                read_afresh(made)
+            if (table, column) != ("store_meta", "root_key_id"):
+                assert caught.type is StoreTampered
+    assert tried
+
+
+def swap(made: MadeStore, column: str) -> None:
+    one, two = ("mail-credentials", 1), ("mail-credentials", 2)
+    query = f"SELECT {column} FROM key_versions WHERE key_name = ? AND number = ?"
+    ((first,),), ((second,),) = made.run(query, *one), made.run(query, *two)
+    change = f"UPDATE key_versions SET {column} = ? WHERE key_name = ? AND number = ?"
+    made.run(change, second, *one)
+    made.run(change, first, *two)
+
+
+def renumber(made: MadeStore) -> None:
+    for old, new in ((1, 99), (2, 1), (99, 2)):
+        made.run("UPDATE key_versions SET number = ? WHERE number = ?", new, old)
+
+
+def forge_version(made: MadeStore) -> None:
+    made.run(
+        "INSERT INTO key_versions SELECT key_name, 4, randomblob(16), 'ARCHIVED', wrapped,"
+        " root_key_id, created_at, activated_at, archived_at, made_by_uid, generation, mac"
+        " FROM key_versions WHERE number = 3"
+    )
+
+
+CHANGES: dict[str, Callable[[MadeStore], object]] = {
+    "wrapped keys of two versions swapped": lambda made: swap(made, "wrapped"),
+    "wrapped keys and MACs swapped": lambda m: (swap(m, "wrapped"), swap(m, "mac")),
+    "MACs swapped": lambda made: swap(made, "mac"),
+    "versions renumbered": renumber,
+    "a version moved to the other key": lambda made: (
+        made.run("DROP INDEX key_versions_one_current"),
+        made.run("UPDATE key_versions SET key_name = 'bank-details' WHERE number = 3"),
+    ),
+    "an archived version deleted": lambda made: made.run(
+        "DELETE FROM key_versions WHERE key_name = 'mail-credentials' AND number = 1"
+    ),
+    "the newest version deleted": lambda made: made.run(
+        "DELETE FROM key_versions WHERE key_name = 'mail-credentials' AND number = 3"
+    ),
+    "a version added": forge_version,
+    "a key deleted": lambda made: made.run("DELETE FROM keys WHERE name = 'bank-details'"),
+    "a key and its versions deleted": lambda made: (
+        made.run("DELETE FROM key_versions WHERE key_name = 'bank-details'"),
+        made.run("DELETE FROM keys WHERE name = 'bank-details'"),
+    ),
+    "a key added": lambda made: made.run(
+        "INSERT INTO keys SELECT 'forged', created_at, current_number, last_number,"
+        " versions_digest, generation, mac FROM keys WHERE name = 'bank-details'"
+    ),
+    "all keys deleted": lambda m: (m.run("DELETE FROM key_versions"), m.run("DELETE FROM keys")),
+    "the store's row deleted": lambda made: made.run("DELETE FROM store_meta"),
+    "a disabled state written": lambda made: made.run(
+        "UPDATE key_versions SET state = 'DISABLED' WHERE number = 1"
+    ),
+    "a version destroyed": lambda made: made.run(
+        "UPDATE key_versions SET state = 'DESTROYED', wrapped = NULL WHERE number = 1"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_rows_swapped_moved_deleted_or_made_up_are_refused(made: MadeStore, name: str):
+    CHANGES[name](made)
+    refuse(made)
+
+
+@pytest.mark.parametrize("name", sorted(set(CHANGES) - {"the store's row deleted"}))
+def test_a_store_that_is_open_refuses_them_as_well(made: MadeStore, name: str):
+    store = made.open()
+    read_all(store)
+    CHANGES[name](made)
+    with pytest.raises(StoreTampered):
+        read_all(store)
+    store.close()
+
+
+def put_back(made: MadeStore, table: str, where: str, old: Path) -> None:
+    columns = [c for t, c in COLUMNS if t == table]
+    names = ", ".join(columns)
+    copy = MadeStore(old, made.custodian).run(f"SELECT {names} FROM {table} WHERE {where}")
+    assert copy
+    for row in copy:
+        made.run(f"DELETE FROM {table} WHERE {where}")
+        marks = ", ".join("?" for _ in columns)
+        made.run(f"INSERT INTO {table} ({names}) VALUES ({marks})", *row)
+
+
+@pytest.fixture
+def past(made: MadeStore) -> Path:
+    """A copy of the store from before the last rotation."""
+    past = made.path.with_name("past.db")
+    shutil.copy(made.path, past)
+    store = made.open()
+    store.rotate(MAIL, actor_uid=7, expected_current=3, now=NOW)
+    store.close()
+    return past
+
+
+@pytest.mark.parametrize(
+    ("table", "where"),
+    [
+        ("key_versions", "key_name = 'mail-credentials' AND number = 3"),
+        ("keys", "name = 'mail-credentials'"),
+        ("store_meta", "id = 1"),
+    ],
+)
+def test_an_older_copy_of_a_row_put_back_is_refused(
+    made: MadeStore, past: Path, table: str, where: str
+):
+    """Its MAC is valid; the digest of its set is not of it."""
+    made.run("DROP INDEX key_versions_one_current")
+    put_back(made, table, where, past)
+    refuse(made)
+
+
+def test_an_older_key_with_its_older_versions_put_back_is_refused(made: MadeStore, past: Path):
+    made.run("DELETE FROM key_versions WHERE key_name = 'mail-credentials' AND number = 4")
+    put_back(made, "key_versions", "key_name = 'mail-credentials' AND number = 3", past)
+    put_back(made, "keys", "name = 'mail-credentials'", past)
+    refuse(made)
+
+
+def test_a_running_process_refuses_a_store_that_went_back_whole(made: MadeStore):
+    """I10: an older copy of the whole store fits in itself; the generation tells."""
+    past = made.path.with_name("past.db")
+    shutil.copy(made.path, past)
+    store = made.open()
+    store.rotate(MAIL, actor_uid=7, expected_current=3, now=NOW)
+    newest = made.path.with_name("newest.db")
+    made.run("VACUUM INTO ?", str(newest))
+    newest.chmod(0o600)
+    past.replace(made.path)
+    for side in ("-wal", "-shm"):
+        made.path.with_name(f"keyside.db{side}").unlink(missing_ok=True)
+    with pytest.raises(StoreTampered, match="older"):
+        store.read_meta()
+    with pytest.raises(StoreTampered, match="older"):
+        store.rotate(MAIL, actor_uid=7, expected_current=0, now=NOW)
+    newest.replace(made.path)
+    for side in ("-wal", "-shm"):
+        made.path.with_name(f"keyside.db{side}").unlink(missing_ok=True)
+    assert store.load_key(MAIL).info.current_number == 4
+    store.close()
+
+
+def test_a_running_process_refuses_a_fork_with_the_same_generation(made: MadeStore):
+    """Two copies of one store that each went on by one are not the same store."""
+    past = made.path.with_name("past.db")
+    shutil.copy(made.path, past)
+    other = MadeStore(past, made.custodian).open()
+    other.rotate(BANK, actor_uid=7, expected_current=0, now=NOW)
+    other.close()
+    store = made.open()
+    store.rotate(MAIL, actor_uid=7, expected_current=0, now=NOW)
+    store._database.close()
+    past.replace(made.path)
+    with pytest.raises(StoreTampered, match="different"):
+        store.read_meta()
+    store.close()
+
+
+def test_a_running_process_refuses_another_store_of_the_same_root_key(made: MadeStore):
+    """MACs are bound to the store."""
+    store = made.open()
+    other = made.path.with_name("other.db")
+    initialise_store(f"sqlite:///{other}", made.custodian, uid=os.geteuid(), gid=os.getegid())
+    other.replace(made.path)
+    with pytest.raises(StoreError):
+        store.read_meta()
+    store.close()
+
+
+def test_a_row_of_another_store_under_the_same_root_key_is_refused(made: MadeStore):
+    other = made.path.with_name("other.db")
+    initialise_store(f"sqlite:///{other}", made.custodian, uid=os.geteuid(), gid=os.getegid())
+    theirs = MadeStore(other, made.custodian).open()
+    theirs.create_key(MAIL, NOW)
+    theirs.close()
+    made.run("DELETE FROM key_versions WHERE key_name = 'mail-credentials' AND number > 1")
+    put_back(made, "key_versions", "key_name = 'mail-credentials' AND number = 1", other)
+    put_back(made, "keys", "name = 'mail-credentials'", other)
+    refuse(made)
+
+
+def test_a_change_does_not_launder_what_is_wrong_below_it(made: MadeStore):
+    """A rotation on a set of versions that does not fit is refused, and writes nothing."""
+    made.run("DELETE FROM key_versions WHERE key_name = 'mail-credentials' AND number = 1")
+    before = made.run("SELECT * FROM key_versions ORDER BY 1, 2")
+    store = made.open()
+    with pytest.raises(StoreTampered):
+        store.rotate(MAIL, actor_uid=7, expected_current=0, now=NOW)
+    assert made.run("SELECT * FROM key_versions ORDER BY 1, 2") == before
+    assert store.load_key(BANK).info.current_number == 2, "the other key is sound"
+    store.rotate(BANK, actor_uid=7, expected_current=0, now=NOW)
+    with pytest.raises(StoreTampered):
+        store.load_key(MAIL)
+    store.close()
+
+
+def test_a_trigger_that_alters_what_is_written_is_refused_before_the_commit(made: MadeStore):
+    made.run(
+        "CREATE TRIGGER evil AFTER INSERT ON key_versions BEGIN"
+        " UPDATE key_versions SET made_by_uid = 0 WHERE number = NEW.number; END"
+    )
+    store = made.open()
+    with pytest.raises(StoreTampered):
+        store.rotate(MAIL, actor_uid=7, expected_current=0, now=NOW)
+    assert made.run("SELECT max(number) FROM key_versions") == [(3,)]
+    store.close()
+
+
+def test_wrapped_material_is_bound_to_store_key_number_and_version_id():
+    """The wrapped key itself is bound to its place, not only its row."""
+    bindings = {
+        bind_material(store, name, number, vid)
+        for store in (bytes(16), b"\x01" * 16)
+        for name in ("a", "ab")
+        for number in (1, 2)
+        for vid in (bytes(16), b"\x01" * 16)
+    }
+    assert len(bindings) == 16
+
+
+def test_the_encoding_tells_apart_what_looks_alike():
+    """Injective: no two different rows give the same bytes."""
+    rows: list[tuple[str, dict[str, int | str | bytes | None]]] = [
+        ("t", {}),
+        ("tt", {}),
+        ("t", {"a": 1}),
+        ("t", {"a": "1"}),
+        ("t", {"a": b"1"}),
+        ("t", {"a": -1}),
+        ("t", {"a": ""}),
+        ("t", {"a": b""}),
+        ("t", {"ab": "c"}),
+        ("t", {"a": "bc"}),
+        ("t", {"a": "b", "c": "d"}),
+        ("t", {"a": "bcd"}),
+        ("t", {"a": "d", "c": "b"}),
+    ]
+    assert len({encode_row(bytes(16), *row) for row in rows}) == len(rows)
+
+
+def test_columns_that_are_null_do_not_count(made: MadeStore):
+    """A migration that adds nullable columns leaves old rows' MACs valid."""
+    authenticator = Authenticator(made.custodian, bytes(16))
+    row: dict[str, int | str | bytes | None] = {"name": "a", "generation": 1}
+    mac = authenticator.compute_mac("keys", row)
+    assert authenticator.compute_mac("keys", {**row, "mac": b"x", "added_later": None}) == mac
+    assert authenticator.compute_mac("keys", {**row, "added_later": 0}) != mac
+
+
+@pytest.mark.parametrize("value", [1.0, True, 1 << 63, -(1 << 63) - 1])
+def test_values_that_no_column_has_are_refused(value: Any):
+    with pytest.raises(StoreTampered):
+        encode_row(bytes(16), "t", {"a": value})
+
+
+def test_digests_hide_their_sums(made: MadeStore):
+    """Two digests of the same rows differ, and both fit."""
+    authenticator = Authenticator(made.custodian, bytes(16))
+    total = sum(authenticator.compute_term(bytes([n]) * 32) for n in range(5))
+    one, two = authenticator.seal_sum(total), authenticator.seal_sum(total)
+    assert one != two
+    assert len(one) == 48
+    assert authenticator.fits(one, total)
+    assert authenticator.fits(two, total)
+    assert not authenticator.fits(one, total + 1)
+    assert authenticator.open_sum(authenticator.seal_sum(-1)) == (1 << 256) - 1
