@@ -42,7 +42,7 @@ OPERATOR = Role("operator", 64102 if ROOT else os.geteuid())
 STRANGER = Role("stranger", 64103 if ROOT else os.geteuid())
 
 
-class DemoFailed(Exception):  # noqa: N818
+class DemoFailed(Exception):
     """A step did not do what it should."""
 
 
@@ -129,7 +129,9 @@ class Demo:
     def summarise(self) -> None:
         """Say what happened and where to go next."""
         print()
-        print(f"Done. {RECORDS:,} secrets were encrypted by a service that never saw a key, survived")
+        print(
+            f"Done. {RECORDS:,} secrets were encrypted by a service that never saw a key, survived"
+        )
         print("rollovers of that key, and were moved to its current version without being opened.")
         print("Next: README.md (use it from your service), docs/configuration.md (set it up for")
         print("good), deploy/systemd/ (run it), docs/envelope.md (what the bytes mean).")
@@ -221,7 +223,13 @@ allow_users = [64104]
     def gateway(self, *arguments: str) -> None:
         """Run the example service."""
         database = self.home / "service" / "accounts.db"
-        command = [BIN / "python", self.home / "gateway.py", "--db", database, *arguments]
+        command: list[str | Path] = [
+            BIN / "python",
+            self.home / "gateway.py",
+            "--db",
+            database,
+            *arguments,
+        ]
         shutil.copyfile(GATEWAY, self.home / "gateway.py")
         started = time.monotonic()
         self.show(command, role=SERVICE, expect=0, quiet_name="mail_gateway.py")
@@ -314,7 +322,7 @@ def main() -> int:
     if own_file is not None and not own_file.is_file():
         print(f"demo: there is no file {own_file}", file=sys.stderr)
         return 66
-    home = Path(tempfile.mkdtemp(prefix="keyside-demo-", dir="/tmp"))  # noqa: S108
+    home = Path(tempfile.mkdtemp(prefix="keyside-demo-", dir="/tmp"))
     demo = Demo(home)
     try:
         demo.run(own_file)

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import keyside
+from keyside.envelope import parse_wrapping_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +100,7 @@ def show(table: sqlite3.Connection) -> None:
     """Print what somebody who steals the database would see."""
     rows = table.execute("SELECT mailbox, kind, secret FROM accounts ORDER BY rowid LIMIT 4")
     for mailbox, kind, envelope in rows:
-        version = keyside.envelope.parse_wrapping_header(envelope).version_number
+        version = parse_wrapping_header(envelope).version_number
         print(
             f"{mailbox:24} {kind:14} version {version}, {len(envelope)} bytes: "
             f"{envelope[:28].hex()}…{envelope[-8:].hex()}"

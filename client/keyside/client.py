@@ -43,8 +43,9 @@ class Client:
         socket: A path, ``unix:PATH`` or ``unix://PATH``; ``None`` takes ``KEYSIDE_SOCKET`` and,
             where that is unset, /run/keyside/keyside.sock.
         timeout_s: Seconds that a call may take, its repetitions included; above 0.
-        expected_owner: Uid or account name that must own the socket; ``None`` accepts root, this
-            process's own effective uid and the account ``keyside``.
+        expected_owner: Uid or account name that must own the socket, if root does not; ``None``
+            takes ``KEYSIDE_EXPECTED_OWNER`` and, where that is unset, accepts root, this process's
+            own effective uid and the account ``keyside``.
         retry: ``False`` makes each call once.
 
     Raises:

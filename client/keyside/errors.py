@@ -49,7 +49,7 @@ class KeysideError(Exception):
         self.request_id = request_id
 
 
-class InvalidArgument(KeysideError):  # noqa: N818  (the gRPC code's own name)
+class InvalidArgument(KeysideError):
     """The request is wrong in itself; the message names the field and its limit.
 
     ``violations`` holds (field, description) pairs where the sidecar named them, else nothing.
@@ -60,7 +60,7 @@ class InvalidArgument(KeysideError):  # noqa: N818  (the gRPC code's own name)
     violations: tuple[tuple[str, str], ...] = ()
 
 
-class EnvelopeRejected(KeysideError):  # noqa: N818
+class EnvelopeRejected(KeysideError):
     """The envelope does not open.
 
     Altered, cut short, extended, opened with another context, made by another store, or no
@@ -81,7 +81,7 @@ class EnvelopeRejected(KeysideError):  # noqa: N818
         super().__init__(message, reason=reason, remedy=remedy, request_id=request_id)
 
 
-class NotPermitted(KeysideError):  # noqa: N818
+class NotPermitted(KeysideError):
     """Policy refuses this caller, or there is no such key; the two look alike."""
 
     code: str | None = "PERMISSION_DENIED"
@@ -95,28 +95,28 @@ class NotIdentified(NotPermitted):
     reason = "PEER_UNKNOWN"
 
 
-class VersionUnusable(KeysideError):  # noqa: N818
+class VersionUnusable(KeysideError):
     """The envelope's key version is disabled (reversible) or destroyed."""
 
     code = "FAILED_PRECONDITION"
     reason = "VERSION_DISABLED"
 
 
-class Conflict(KeysideError):  # noqa: N818
+class Conflict(KeysideError):
     """The key was changed by someone else meanwhile; look again and decide again."""
 
     code = "ABORTED"
     reason = "ROTATION_CONFLICT"
 
 
-class LimitExceeded(KeysideError):  # noqa: N818
+class LimitExceeded(KeysideError):
     """Too many calls at once, or too large a message; the message states the limit."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "LIMIT_EXCEEDED"
 
 
-class Unavailable(KeysideError):  # noqa: N818
+class Unavailable(KeysideError):
     """The sidecar, its store or the name service is away; the same call may succeed later."""
 
     code = "UNAVAILABLE"
@@ -132,20 +132,20 @@ class DeadlineExceeded(Unavailable):
     retryable = False
 
 
-class UntrustedSocket(KeysideError):  # noqa: N818
+class UntrustedSocket(KeysideError):
     """The socket or a directory above it could have been put there by someone else."""
 
     reason = "UNTRUSTED_SOCKET"
 
 
-class UnexpectedAnswer(KeysideError):  # noqa: N818
+class UnexpectedAnswer(KeysideError):
     """The sidecar failed inside, or answered with something this client does not know."""
 
     code = "INTERNAL"
     reason = "INTERNAL"
 
 
-class ClosedClient(KeysideError):  # noqa: N818
+class ClosedClient(KeysideError):
     """The client was closed, or can't be used after this fork or in this event loop."""
 
     reason = "CLIENT_CLOSED"

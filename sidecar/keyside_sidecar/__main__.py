@@ -77,7 +77,7 @@ def main() -> None:
     sys.exit(_run())
 
 
-def _run() -> int:
+def _run() -> int:  # noqa: C901, PLR0911  (one row an error)
     try:
         code = cli.main(prog_name="keysided", standalone_mode=False)
     except click.exceptions.Abort:

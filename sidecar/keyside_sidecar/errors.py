@@ -2,7 +2,7 @@
 
 SidecarError
 ├── ConfigError               the configuration file is wrong; holds every problem found
-├── StartupError              the sidecar can't start or a command can't run; says why and what to do
+├── StartupError              the sidecar or a command can't start; says why and what to do
 ├── Refused                   access control says no; holds a Reason (access/reasons.py)
 ├── RequestError
 │   ├── BadRequest            a field of a request is wrong; holds field and description

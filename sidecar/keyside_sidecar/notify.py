@@ -71,7 +71,7 @@ def listen_fds() -> tuple[socket.socket, ...]:
     for descriptor in descriptors:
         _check_listening(descriptor)
     for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)  # noqa: FBT003  (the signature is Python's)
+        os.set_inheritable(descriptor, False)
     return tuple(socket.socket(fileno=descriptor) for descriptor in descriptors)
 
 

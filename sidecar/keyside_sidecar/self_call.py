@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import grpc
 
 from keyside.v1 import status_pb2
 
+_Call: TypeAlias = (
+    "grpc.aio.UnaryUnaryMultiCallable[status_pb2.GetStatusRequest, status_pb2.GetStatusResponse]"
+)
 _METHOD = "/keyside.v1.StatusService/GetStatus"
 _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
-class SelfCallFailed(Exception):  # noqa: N818
+class SelfCallFailed(Exception):
     """The call failed, or was answered where it should have been refused."""
 
 
@@ -21,9 +26,13 @@ async def who_am_i(socket_path: str) -> tuple[int, int]:
         SelfCallFailed: The call failed.
     """
     async with grpc.aio.insecure_channel(f"unix:{socket_path}", options=_OPTIONS) as channel:
-        call = channel.unary_unary(_METHOD, response_deserializer=status_pb2.GetStatusResponse.FromString)
+        call: _Call = channel.unary_unary(
+            _METHOD,
+            request_serializer=status_pb2.GetStatusRequest.SerializeToString,
+            response_deserializer=status_pb2.GetStatusResponse.FromString,
+        )
         try:
-            answer = await call(b"", wait_for_ready=True)
+            answer = await call(status_pb2.GetStatusRequest(), wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
             raise SelfCallFailed(f"{error.code().name}: {error.details()}") from None
     return answer.you.pid, answer.you.uid
@@ -37,7 +46,12 @@ async def check_direct_refused(private_path: str) -> None:
     """
     async with grpc.aio.insecure_channel(f"unix:{private_path}", options=_OPTIONS) as channel:
         try:
-            await channel.unary_unary(_METHOD)(b"")
+            call: _Call = channel.unary_unary(
+                _METHOD,
+                request_serializer=status_pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=status_pb2.GetStatusResponse.FromString,
+            )
+            await call(status_pb2.GetStatusRequest())
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 return

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from keyside_sidecar import hardening, notify
+from keyside_sidecar import notify
 from keyside_sidecar.admission import Ledger
 from keyside_sidecar.errors import StartupError
 from keyside_sidecar.handover import Channel, make_channels
@@ -155,8 +155,10 @@ class Supervisor:
         now_s = time.monotonic()
         timeout_s = max(0.0, min((due for due, _ in self._timers), default=now_s + 60.0) - now_s)
         for key, _events in self._selector.select(timeout_s):
-            handler: Callable[[], None] = key.data
-            handler()
+            # An earlier handler of this turn may have closed what this event is about.
+            if self._selector.get_map().get(key.fd) is key:
+                handler: Callable[[], None] = key.data
+                handler()
         now_s = time.monotonic()
         due = [act for at, act in self._timers if at <= now_s]
         self._timers = [(at, act) for at, act in self._timers if at > now_s]

@@ -82,7 +82,9 @@ def run_worker(settings: WorkerSettings, channel: Channel) -> int:
         from keyside_sidecar import assembly
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # the supervisor decides; a group-wide ^C hits us too
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # the supervisor decides; a group-wide ^C hits us too
         if settings.uid is not None and settings.gid is not None:
             hardening.drop_privileges(settings.uid, settings.gid, settings.groups)
         hardening.harden_process(no_new_privs=True)
@@ -97,15 +99,13 @@ def run_worker(settings: WorkerSettings, channel: Channel) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(worker.run())
     except StartupError as error:
-        event(
-            _log, logging.ERROR, "worker can't start", error=str(error), what_to_do=error.remedy
-        )
+        event(_log, logging.ERROR, "worker can't start", error=str(error), what_to_do=error.remedy)
         return error.exit_code
     except SidecarError as error:
         remedy = getattr(error, "remedy", "")
         event(_log, logging.ERROR, "worker can't start", error=str(error), what_to_do=remedy)
         return 78
-    except Exception:
+    except Exception:  # noqa: BLE001  (the supervisor decides what follows)
         _log.exception("worker failed")
         return _EXIT_FAILED
 
@@ -191,7 +191,7 @@ class Worker:
             connection.public_only = not allowed
             servers = self._parts.servers
             await relay.start(servers.main_path if allowed else servers.public_path)
-        except Exception:
+        except Exception:  # noqa: BLE001  (it ends this connection alone)
             _log.exception("connection failed")
             relay.close()
 
@@ -295,4 +295,3 @@ def _membership_problems(membership: Membership) -> Iterable[Problem]:
             "restore it; accounts looked up lately are served until membership_stale_max",
             since,
         )
-

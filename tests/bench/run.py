@@ -143,9 +143,7 @@ def measure(sidecar: Sidecar, directory: Path, rounds: int, calls: int) -> list[
     body = directory / "encrypt.bin"
     request = encryption_pb2.EncryptRequest(key="mail-credentials", plaintext=bytes(PAYLOAD_BYTES))
     body.write_bytes(frame(request.SerializeToString()))
-    done = sidecar.call(
-        f"print(len(client.encrypt('mail-credentials', bytes({PAYLOAD_BYTES}))))"
-    )
+    done = sidecar.call(f"print(len(client.encrypt('mail-credentials', bytes({PAYLOAD_BYTES}))))")
     if done.returncode:
         raise SystemExit(done.stderr)
     answer = encryption_pb2.EncryptResponse(envelope=bytes(int(done.stdout)))

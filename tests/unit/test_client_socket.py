@@ -107,13 +107,27 @@ def test_another_accounts_directory_or_link_is_not_trusted(path: Path, tmp_path:
         check_socket(str(path), ANYONE)
 
 
-def test_expected_owner_excludes_the_default_owners(path: Path) -> None:
-    with pytest.raises(errors.UntrustedSocket, match="belongs to uid"):
+@needs_root
+@pytest.mark.root
+def test_an_expected_owner_is_accepted_beside_root_alone(path: Path) -> None:
+    check_socket(str(path), ExpectedOwner(STRANGER_UID))
+    check_socket(str(path), ExpectedOwner("root"))
+    os.chown(path, STRANGER_UID + 1, -1)
+    with pytest.raises(errors.UntrustedSocket, match="not to uid 0 or 4242"):
         check_socket(str(path), ExpectedOwner(STRANGER_UID))
+
+
+def test_an_expected_owner_without_an_account_is_refused(path: Path) -> None:
     with pytest.raises(errors.UntrustedSocket, match="no account on this host"):
         check_socket(str(path), ExpectedOwner("no-such-account-here"))
-    if os.geteuid() == 0:
-        check_socket(str(path), ExpectedOwner("root"))
+
+
+def test_the_environment_may_name_the_expected_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYSIDE_EXPECTED_OWNER", str(STRANGER_UID))
+    assert ExpectedOwner().uids() == {0, STRANGER_UID}
+    assert ExpectedOwner(7).uids() == {0, 7}
+    monkeypatch.setenv("KEYSIDE_EXPECTED_OWNER", "")
+    assert {0, os.geteuid()} <= ExpectedOwner().uids()
 
 
 @needs_root

@@ -7,12 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from keyside.names import KeyName
-from keyside_sidecar.errors import CustodyError, RotationConflict, UnknownVersion
-from keyside_sidecar.store import VersionState
-from keyside_sidecar.store.authentication import Authenticator
-from keyside_sidecar.store.reader import Reader, VersionIndex
 from tests.unit.made_store import (
     BANK,
     LATER,
@@ -25,6 +19,12 @@ from tests.unit.made_store import (
     make_store,
     set_state,
 )
+
+from keyside.names import KeyName
+from keyside_sidecar.errors import CustodyError, RotationConflict, UnknownVersion
+from keyside_sidecar.store import VersionState
+from keyside_sidecar.store.authentication import Authenticator
+from keyside_sidecar.store.reader import Reader, VersionIndex
 
 
 @pytest.fixture

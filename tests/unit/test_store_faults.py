@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.unit.made_store import BANK, MAIL, NOW, MadeStore, make_root_key, make_store
 
 from keyside_sidecar.errors import (
     StartupError,
@@ -23,7 +24,6 @@ from keyside_sidecar.errors import (
 from keyside_sidecar.store import Store, initialise_store, migrate_store, schema
 from keyside_sidecar.store.location import parse_store_url
 from keyside_sidecar.store.tables import metadata
-from tests.unit.made_store import BANK, MAIL, NOW, MadeStore, make_root_key, make_store
 
 
 @pytest.fixture
@@ -206,11 +206,11 @@ def _use_read_only(made: MadeStore, uid: int) -> None:
         if os.geteuid() != uid:
             os.setgroups([])
             os.setresuid(uid, uid, uid)
-        rotate(Store.open(made.url, made.custodian))
+        store = Store.open(made.url, made.custodian)
+        assert store.list_keys() == []
+        store.create_key(MAIL, NOW)
     except StoreUnavailable:
         os._exit(0)
-    except BaseException:
-        import traceback; traceback.print_exc()
     finally:
         os._exit(1)
 

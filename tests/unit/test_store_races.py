@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.unit.made_store import BANK, MAIL, NOW, MadeStore, make_store
 
 from keyside.names import KeyName
 from keyside_sidecar.custody import FileCustodian
 from keyside_sidecar.store import Store
-from tests.unit.made_store import BANK, MAIL, NOW, MadeStore, make_store
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.unit.made_store import BANK, MAIL, NOW, MadeStore, make_store
 
 from keyside_sidecar.errors import CustodyError, StoreError, StoreTampered
 from keyside_sidecar.store import Store, initialise_store
 from keyside_sidecar.store.authentication import Authenticator, bind_material, encode_row
 from keyside_sidecar.store.tables import metadata
-from tests.unit.made_store import BANK, MAIL, NOW, MadeStore, make_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,9 +74,7 @@ def test_an_untouched_store_reads(made: MadeStore):
 
 
 @pytest.mark.parametrize(("table", "column"), COLUMNS)
-def test_any_column_of_any_row_changed_by_hand_is_refused(
-    made: MadeStore, table: str, column: str
-):
+def test_any_column_of_any_row_changed_by_hand_is_refused(made: MadeStore, table: str, column: str):
     """Every column of every row, to another value, another type and NULL."""
     rows = made.run(f"SELECT rowid, {column} FROM {table}")
     original = made.path.read_bytes()

@@ -43,7 +43,8 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
 @click.option(
     "--expected-owner",
     metavar="ACCOUNT",
-    help="Account name or uid that must own the socket.  [default: root, yourself or keyside]",
+    help="Account name or uid that must own the socket, if root does not.  "
+    "[default: KEYSIDE_EXPECTED_OWNER, or yourself or keyside]",
 )
 @click.option(
     "--version",

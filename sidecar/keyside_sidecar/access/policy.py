@@ -126,7 +126,8 @@ class Policy:
         """All groups that the policy names; no other group of a caller matters."""
         named = [self.operators.gids, self.auditors.gids]
         for key in self.keys.values():
-            named += [key.allowed.gids, key.encrypt_gids or (), key.decrypt_gids or ()]
+            named += [key.allowed.gids, key.encrypt_gids or frozenset()]
+            named.append(key.decrypt_gids or frozenset())
         return frozenset().union(*named)
 
     def decide(self, subject: Subject, operation: Operation, key: str | None) -> Reason | None:

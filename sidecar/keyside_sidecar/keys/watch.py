@@ -2,9 +2,12 @@
 
 Two tasks. The first asks a few times a second, cheaply, whether anyone has written; if so, it
 reads the store's generation and refreshes the keys that changed. The second goes through every
-version's row once after the start, once an hour, and at once when the store was written to and yet
-has no new generation, which no Keyside does: then someone has changed rows by hand. (SQLite also
-says so now and then after a checkpoint; nothing is found, and nothing is said.)
+version's row once after the start, once an hour, and
+
+* at once when the store was written to and yet has no new generation, which no Keyside does: then
+  someone has changed rows by hand (SQLite says so now and then after a checkpoint as well; nothing
+  is found then, and nothing is said);
+* within a minute when it has one: more may have been written than that.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 _POLL_TIMEOUT_S: Final = 2.0
 _PATROL_INTERVAL_S: Final = 3600.0
+_AFTER_CHANGE_S: Final = 30.0
 # How soon to look again at what failed its checks, though nobody seems to have written.
 _DOUBT_INTERVAL_S: Final = 5.0
 _PAGE: Final = 256
@@ -49,6 +53,7 @@ class Watch:
         self._generation = 0
         self._failed: set[KeyName] = set()
         self._patrol_wanted = asyncio.Event()
+        self._patrol_due_s = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def begin(self) -> None:
@@ -98,6 +103,9 @@ class Watch:
         self._health.clear_absence()
         if token != self._token and changes.generation == self._generation:
             self._patrol_wanted.set()
+        elif token != self._token:
+            soon_s = asyncio.get_running_loop().time() + _AFTER_CHANGE_S
+            self._patrol_due_s = min(self._patrol_due_s, soon_s)
         self._failed.update(keyring.names.intersection(changes.keys))
         if token != self._token or changes.generation != self._generation:
             await self._refresh_failed()
@@ -116,24 +124,24 @@ class Watch:
 
     async def _patrol_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
-        due_s = 0.0
         while True:
+            # Not wait_for: before Python 3.12 it can swallow a cancellation.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._patrol_wanted.wait(), _DOUBT_INTERVAL_S)
-            if not (
-                self._patrol_wanted.is_set() or self._health.is_doubtful or loop.time() >= due_s
-            ):
+                async with asyncio.timeout(_DOUBT_INTERVAL_S):
+                    await self._patrol_wanted.wait()
+            due = self._patrol_wanted.is_set() or loop.time() >= self._patrol_due_s
+            if not due and not self._health.is_doubtful:
                 continue
             self._patrol_wanted.clear()
+            self._patrol_due_s = loop.time() + _PATROL_INTERVAL_S
             try:
                 await self._patrol()
-                due_s = loop.time() + _PATROL_INTERVAL_S
             except SidecarError as error:
                 self._health.note(error)
-                due_s = 0.0
+                self._patrol_due_s = 0.0
             except Exception:  # noqa: BLE001  (a mistake here must not end the watch)
                 _log.exception("checking the store failed; it will be checked again")
-                due_s = 0.0
+                self._patrol_due_s = 0.0
 
     async def _patrol(self) -> None:
         """Check every row of the store; when all of them fit, say that nothing is wrong."""

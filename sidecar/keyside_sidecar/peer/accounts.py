@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 
-class NameServiceUnavailable(SidecarError):  # noqa: N818  # named as the others in errors.py
+class NameServiceUnavailable(SidecarError):
     """The name service can't be asked now, so that nothing is known; says which call and why."""
 
 

@@ -37,7 +37,7 @@ _MAX_PID: Final = 2**31 - 1
 _KERNEL: Final = Kernel()
 
 
-class CredentialMalformed(SidecarError):  # noqa: N818  # named as the others in errors.py
+class CredentialMalformed(SidecarError):
     """A credential's text is not what ``to_json`` writes."""
 
 

@@ -15,12 +15,10 @@ import fcntl
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from keyside_sidecar.errors import StartupError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _BACKLOG: Final = 1024
 _PROBE_TIMEOUT_S: Final = 2.0
@@ -48,7 +46,7 @@ class Listener:
         """Stop listening; remove the socket file if it is ours and still the one we made."""
         if self._lock_fd is not None and _file_id(self.path) == self._file_id:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path)
+                Path(self.path).unlink()
         self.close_in_child()
 
     def close_in_child(self) -> None:
@@ -69,7 +67,7 @@ def listen(path: Path, *, owners: frozenset[int]) -> Listener:
     Raises:
         StartupError: The directory is unsafe, or another program serves on the path.
     """
-    _prepare_directory(path.parent, owners | {0})
+    _prepare_directory(path.parent, owners)
     lock_fd = _take_lock(path)
     try:
         _remove_stale(path)
@@ -119,9 +117,18 @@ def _prepare_directory(directory: Path, owners: frozenset[int]) -> None:
         ) from error
     else:
         directory.chmod(0o755)
+    require_safe_path(directory, owners)
+
+
+def require_safe_path(directory: Path, owners: frozenset[int]) -> None:
+    """Check that nobody but root and ``owners`` can replace what lies in ``directory``.
+
+    Raises:
+        StartupError: Somebody else owns it or a directory above it, or can write there.
+    """
     for place in (directory, *directory.resolve().parents):
         facts = place.stat()
-        if facts.st_uid not in owners:
+        if facts.st_uid not in owners | {0}:
             raise StartupError(
                 f"{place}, above the socket, belongs to uid {facts.st_uid}",
                 remedy="put the socket in a directory that only root or the sidecar owns",

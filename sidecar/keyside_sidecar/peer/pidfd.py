@@ -32,7 +32,7 @@ _FIRST_FIELD_AFTER_NAME: Final = 3
 _UIDS_LINE: Final = re.compile(r"^Uid:\t(\d+)\t(\d+)\t(\d+)\t(\d+)$", re.ASCII | re.MULTILINE)
 
 
-class ProcessEnded(Exception):  # noqa: N818  # a fact about the peer, not a failure of ours
+class ProcessEnded(Exception):
     """The peer's process has ended, or the one found by its number can't be the peer."""
 
 

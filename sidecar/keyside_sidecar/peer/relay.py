@@ -216,9 +216,7 @@ class Relay:
                 return
 
     def _on_caller_ended(self) -> None:
-        event(
-            _log, logging.DEBUG, "the caller's process ended", connection=self._connection.number
-        )
+        event(_log, logging.DEBUG, "the caller's process ended", connection=self._connection.number)
         self.close()
 
     def pipe_finished(self) -> None:

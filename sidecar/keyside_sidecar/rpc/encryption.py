@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from keyside.envelope import open_envelope, rewrap, seal, suite_by_name
 from keyside.errors import EnvelopeRejected
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from keyside_sidecar.config import Config
     from keyside_sidecar.keys import Keyring
     from keyside_sidecar.rpc.guard import Call
-
-# What an envelope and a message may add to the largest plaintext: the wrapping and payload
-# headers, 32 context pairs at their limits, and protobuf's framing.
-MESSAGE_OVERHEAD_BYTES: Final = 64 * 1024
 
 
 class EncryptionServicer:

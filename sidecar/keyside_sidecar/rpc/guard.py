@@ -122,7 +122,7 @@ class Guard:
                 if subject is None:
                     subject = await self._identifier.identify(connection)
                 if subject.standing is not None and not method.public:
-                    raise Refused(subject.standing)
+                    raise Refused(subject.standing)  # noqa: TRY301
                 request = _parse(request_type, data)
                 call = self._authorise(method, connection, subject, request)
                 return await serve(call, request)
@@ -167,7 +167,7 @@ class Guard:
                 subject = await self._identifier.identify(connection)
                 reason = self._policy.decide(subject, method.operation, None)
                 if reason is not None:
-                    raise Refused(reason)
+                    raise Refused(reason)  # noqa: TRY301
                 await serve(requests, context)
             except asyncio.CancelledError:
                 raise
@@ -196,9 +196,7 @@ class Guard:
             method: The RPC's full name.
         """
 
-        async def handle(
-            _requests: AsyncIterator[bytes], context: StreamContext
-        ) -> None:
+        async def handle(_requests: AsyncIterator[bytes], context: StreamContext) -> None:
             connection: Connection | None = None
             try:
                 connection = self._find(context)

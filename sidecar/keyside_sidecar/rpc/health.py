@@ -74,7 +74,7 @@ class HealthServicer:
                 return
             await asyncio.sleep(_WATCH_INTERVAL_S)
 
-    def _status(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:
+    def _status(self, service: str) -> int:
         if service in {"", ENCRYPTION_SERVICE}:
             serving = self._board.serves_encryption()
         elif service == KEY_SERVICE:
@@ -82,5 +82,7 @@ class HealthServicer:
         elif service == STATUS_SERVICE:
             serving = self._board.phase is Phase.RUNNING
         else:
-            return _SERVICE_UNKNOWN
-        return _SERVING if serving else _NOT_SERVING
+            unknown: int = _SERVICE_UNKNOWN
+            return unknown
+        status: int = _SERVING if serving else _NOT_SERVING
+        return status

@@ -35,8 +35,9 @@ class LookupLimit:
     def charge(self, uid: int) -> None:
         """Count a look that found nothing."""
         if len(self._spent) >= _MAX_UIDS and uid not in self._spent:
-            self._spent = {known: spent for known, spent in self._spent.items() if
-                           self._level(known) < _BURST}
+            self._spent = {
+                known: spent for known, spent in self._spent.items() if self._level(known) < _BURST
+            }
         level = max(0.0, self._level(uid) - 1.0)
         self._spent[uid] = (level, self._clock.monotonic_s())
 

@@ -17,7 +17,6 @@ from grpc_reflection.v1alpha.reflection import aio as reflection_aio
 
 from keyside.v1 import encryption_pb2, keys_pb2, status_pb2
 from keyside_sidecar.rpc import methods
-from keyside_sidecar.rpc.encryption import MESSAGE_OVERHEAD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.rpc.status_service import StatusServicer
 
 _PUBLIC_MESSAGE_BYTES: Final = 4096
+_ROOM_FOR_CLEAR_ERRORS_BYTES: Final = 4 * 1024 * 1024
 _MAX_METADATA_BYTES: Final = 16 * 1024
 _MAX_AGE_GRACE_MS: Final = 10_000
 
@@ -120,7 +120,8 @@ class InnerServers:
             everything[methods.REFLECTION.path] = _reflection_handler(guard)
         self.main_path = str(directory / "m")
         self.public_path = str(directory / "p")
-        limit = config.sidecar.max_plaintext_bytes + MESSAGE_OVERHEAD_BYTES
+        # With room above the limit, so that most of what is too large gets our own, clear error.
+        limit = config.sidecar.max_plaintext_bytes + _ROOM_FOR_CLEAR_ERRORS_BYTES
         self._main = _make_server(config, limit, _Table(everything), self.main_path)
         self._public = _make_server(
             config, _PUBLIC_MESSAGE_BYTES, _PublicTable(public, guard), self.public_path

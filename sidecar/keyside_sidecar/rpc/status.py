@@ -30,7 +30,6 @@ from keyside_sidecar.errors import (
     UnknownVersion,
     VersionDisabled,
 )
-
 from keyside_sidecar.log import event
 
 if TYPE_CHECKING:
@@ -61,11 +60,11 @@ _REASON_CODES: Final = {
 }
 
 
-class PolicyChanged(Exception):  # noqa: N818
+class PolicyChanged(Exception):
     """The caller has been allowed something since it connected; it is asked to connect again."""
 
 
-class UnknownService(Exception):  # noqa: N818
+class UnknownService(Exception):
     """A health probe asked about a service that this sidecar does not have."""
 
 
@@ -105,7 +104,8 @@ class Failure:
             packed.append(_pack(bad))
         code: int = self.code.value[0]
         status = status_pb2.Status(code=code, message=self.text, details=packed)
-        return status.SerializeToString()
+        serialised: bytes = status.SerializeToString()
+        return serialised
 
 
 def _pack(message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> any_pb2.Any:
@@ -134,17 +134,13 @@ def _invalid_argument(error: InvalidArgument) -> Failure:
         error.reason,
         str(error),
         error.remedy,
-        field_violations=(
-            ("context" if error.reason == "INVALID_CONTEXT" else "key", str(error)),
-        ),
+        field_violations=(("context" if error.reason == "INVALID_CONTEXT" else "key", str(error)),),
     )
 
 
 def _envelope_rejected(_error: Exception) -> Failure:
     uniform = EnvelopeRejected()
-    return Failure(
-        grpc.StatusCode.INVALID_ARGUMENT, uniform.reason, str(uniform), uniform.remedy
-    )
+    return Failure(grpc.StatusCode.INVALID_ARGUMENT, uniform.reason, str(uniform), uniform.remedy)
 
 
 def _version_disabled(error: VersionDisabled) -> Failure:

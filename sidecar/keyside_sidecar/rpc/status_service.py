@@ -61,7 +61,7 @@ class StatusServicer:
             keys=[self._key(KeyName(name)) for name in self._visible(call)],
         )
 
-    def _serving(self) -> pb.Serving:
+    def _serving(self) -> pb.Serving.ValueType:
         if self._board.phase is Phase.STARTING:
             return pb.SERVING_STARTING
         if self._board.phase is Phase.DRAINING:

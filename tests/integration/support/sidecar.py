@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
+import socket as sockets
 import subprocess
 import sys
 import tempfile
@@ -139,7 +139,15 @@ path = "{self.root_key}"
     def keysided(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run an administrative command to its end."""
         return subprocess.run(
-            [*self.launcher, PYTHON, "-m", "keyside_sidecar", "--config", self.config_path, *arguments],
+            [
+                *self.launcher,
+                PYTHON,
+                "-m",
+                "keyside_sidecar",
+                "--config",
+                self.config_path,
+                *arguments,
+            ],
             env={**os.environ, **self.environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -152,7 +160,15 @@ path = "{self.root_key}"
         """Start the daemon and wait for READY=1."""
         with notify_socket() as (name, ready), self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.launcher, PYTHON, "-m", "keyside_sidecar", "--config", self.config_path, "serve"],
+                [
+                    *self.launcher,
+                    PYTHON,
+                    "-m",
+                    "keyside_sidecar",
+                    "--config",
+                    self.config_path,
+                    "serve",
+                ],
                 env={**os.environ, **self.environment, "NOTIFY_SOCKET": name},
                 stdin=subprocess.DEVNULL,
                 stderr=log,
@@ -162,7 +178,7 @@ path = "{self.root_key}"
             if wait:
                 self._wait_ready(ready)
 
-    def _wait_ready(self, ready: socket.socket) -> None:
+    def _wait_ready(self, ready: sockets.socket) -> None:
         assert self.process is not None
         deadline = time.monotonic() + START_TIMEOUT_S
         ready.settimeout(0.05)
@@ -245,9 +261,9 @@ client = keyside.Client(expected_owner=int(os.environ["KEYSIDE_TEST_OWNER"]))
 
 
 @contextlib.contextmanager
-def notify_socket() -> Iterator[tuple[str, socket.socket]]:
+def notify_socket() -> Iterator[tuple[str, sockets.socket]]:
     """Give a NOTIFY_SOCKET, as a service manager would."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM) as receiver:
         name = f"ks-test-{os.getpid()}-{time.monotonic_ns()}"
         receiver.bind("\0" + name)
         yield "@" + name, receiver

@@ -1,0 +1,71 @@
+"""What ``keysided check`` finds, and how it is printed."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from keyside_sidecar.log import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Grade(enum.Enum):
+    """How good a finding is."""
+
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+_COLOURS: Final = {Grade.OK: "green", Grade.WARNING: "yellow", Grade.FAILED: "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Args:
+        subject: What it was.
+        grade: How good it is. Only FAILED makes the command fail.
+        text: One sentence.
+        remedy: What to do about it, or ``""``.
+        exit_code: What the command ends with where this failed.
+    """
+
+    subject: str
+    grade: Grade
+    text: str
+    remedy: str = ""
+    exit_code: int = 78
+
+
+def print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
+    """Print findings on standard output; return the exit code."""
+    if as_json:
+        rows = [
+            {
+                "subject": finding.subject,
+                "grade": finding.grade.value,
+                "text": finding.text,
+                "remedy": finding.remedy,
+            }
+            for finding in findings
+        ]
+        click.echo(json.dumps({"findings": rows}, indent=2))
+    else:
+        for finding in findings:
+            grade = click.style(
+                f"{finding.grade.value:8}", fg=_COLOURS.get(finding.grade), bold=True
+            )
+            click.echo(f"{grade} {finding.subject}: {escape(finding.text)}")
+            if finding.remedy:
+                click.echo(f"         what to do: {escape(finding.remedy)}")
+    failed = [finding for finding in findings if finding.grade is Grade.FAILED]
+    return failed[0].exit_code if failed else 0

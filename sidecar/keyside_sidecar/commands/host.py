@@ -1,0 +1,147 @@
+"""What ``keysided check`` looks at on the host: limits, namespaces, /proc, name caches."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from keyside_sidecar import hardening
+from keyside_sidecar.commands.findings import Finding, Grade
+from keyside_sidecar.errors import StartupError
+from keyside_sidecar.peer.login import read_login
+from keyside_sidecar.peer.nsswitch import parse_nsswitch
+from keyside_sidecar.peer.pidfd import kernel_gives_peer_pidfd
+from keyside_sidecar.supervisor import check_descriptor_limit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from keyside_sidecar.config import Config
+    from keyside_sidecar.supervisor import Account
+
+# The inode numbers of the initial namespaces (include/linux/proc_ns.h).
+_INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
+_INITIAL_USER_NAMESPACE: Final = "user:[4026531837]"
+_INIT_PID: Final = 1
+_NSSWITCH: Final = Path("/etc/nsswitch.conf")
+_NSCD_SOCKETS: Final = (Path("/run/nscd/socket"), Path("/var/run/nscd/socket"))
+
+
+def check_limits(config: Config, account: Account | None) -> Iterator[Finding]:
+    """Look at limits as the supervisor will have them; call before becoming the account."""
+    try:
+        check_descriptor_limit(config.sidecar.max_connections)
+    except StartupError as error:
+        yield Finding("open files", Grade.FAILED, str(error), error.remedy)
+    else:
+        yield Finding(
+            "open files", Grade.OK, f"enough for {config.sidecar.max_connections} connections"
+        )
+    hardening.raise_memlock_limit()
+    unlimited = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
+    if unlimited:
+        yield Finding("memory", Grade.OK, "key material will be locked into memory")
+    elif _has_swap():
+        yield Finding(
+            "memory",
+            Grade.WARNING,
+            "locked memory is limited here, and the host has swap: keys may be written to it",
+            "set LimitMEMLOCK=infinity in the service's unit, or encrypt the swap",
+        )
+    else:
+        yield Finding("memory", Grade.NOTE, "locked memory is limited here; the host has no swap")
+    who = f"uid {account.uid}" if account is not None else f"uid {os.geteuid()}, as started"
+    yield Finding("account", Grade.OK, f"workers run as {who}")
+
+
+def check_identity(config: Config) -> Iterator[Finding]:
+    """Look at what telling callers apart depends on; call as the sidecar's account."""
+    if kernel_gives_peer_pidfd():
+        yield Finding("peer processes", Grade.OK, "the kernel hands over callers' processes")
+    else:
+        yield Finding(
+            "peer processes",
+            Grade.WARNING,
+            "this kernel has no SO_PEERPIDFD; callers' processes are found by number",
+            "use Linux 6.5 or newer",
+        )
+    yield _check_namespace(
+        "user", _INITIAL_USER_NAMESPACE, "callers whose uid it does not map are refused"
+    )
+    yield _check_namespace("pid", _INITIAL_PID_NAMESPACE, "callers outside it are refused")
+    yield _check_login(config)
+
+
+def _check_namespace(kind: str, initial: str, consequence: str) -> Finding:
+    subject = f"{kind} namespace"
+    if str(Path(f"/proc/self/ns/{kind}").readlink()) == initial:
+        return Finding(subject, Grade.OK, "the host's own")
+    return Finding(
+        subject,
+        Grade.WARNING if kind == "user" else Grade.NOTE,
+        f"not the host's own; {consequence}",
+        "drop PrivateUsers= from the unit" if kind == "user" else "",
+    )
+
+
+def _check_login(config: Config) -> Finding:
+    """Prove that a foreign process's login uid can be read: init's, which everybody may read."""
+    if config.identity.person_logins == "off":
+        return Finding("login uids", Grade.WARNING, 'not looked at, because person_logins is "off"')
+    if read_login(_INIT_PID).readable:
+        return Finding("login uids", Grade.OK, "a foreign process's login uid can be read")
+    if read_login(os.getpid()).readable:
+        return Finding(
+            "login uids",
+            Grade.FAILED,
+            "other accounts' processes are hidden, so every caller would be refused",
+            "mount /proc without hidepid, and drop ProtectProc= and ProcSubset= from the unit",
+        )
+    return Finding(
+        "login uids",
+        Grade.FAILED,
+        "this kernel has no audit login uids, so every caller would be refused",
+        'use a kernel with CONFIG_AUDIT, or set person_logins = "off" and know what it means',
+    )
+
+
+def check_name_caches(config: Config) -> Iterator[Finding]:
+    """Name the caches that stand between a directory and Keyside."""
+    if config.identity.membership != "account":
+        return
+    try:
+        databases = parse_nsswitch(_NSSWITCH.read_text())
+    except (OSError, ValueError) as error:
+        yield Finding("name service", Grade.WARNING, f"{_NSSWITCH} can't be understood: {error}")
+        return
+    services = {
+        service.name
+        for database in ("passwd", "group", "initgroups")
+        for service in databases.get(database, ())
+    }
+    yield Finding("name service", Grade.OK, f"asks {', '.join(sorted(services)) or 'files'}")
+    ttl = f"{config.identity.membership_ttl_s:g} s"
+    if "sss" in services:
+        yield Finding(
+            "SSSD's cache",
+            Grade.NOTE,
+            f"SSSD answers from its own cache, so a removal takes its time and then {ttl}",
+            "lower entry_cache_timeout and memcache_timeout in sssd.conf, or run sss_cache -E "
+            "after a removal",
+        )
+    if any(place.exists() for place in _NSCD_SOCKETS):
+        yield Finding(
+            "nscd's cache",
+            Grade.NOTE,
+            f"nscd answers from its own cache, so a removal takes its time and then {ttl}",
+            "set enable-cache group no and enable-cache passwd no in nscd.conf",
+        )
+
+
+def _has_swap() -> bool:
+    try:
+        return len(Path("/proc/swaps").read_text().splitlines()) > 1
+    except OSError:
+        return True
