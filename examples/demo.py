@@ -20,7 +20,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-RECORDS = 3000
 ROOT = os.geteuid() == 0
 START_TIMEOUT_S = 30.0
 UNSET_LOGIN = 0xFFFFFFFF
@@ -49,12 +48,12 @@ class DemoFailed(Exception):
 class Demo:
     """One demonstration in one directory."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, records: int) -> None:
         self.home = home
+        self.records = records
         self.config = home / "keyside.toml"
         self.socket = home / "run" / "keyside.sock"
         self.daemon: subprocess.Popen[bytes] | None = None
-        self.operator_is_on = False
         self.step_number = 0
 
     # -- what is shown -----------------------------------------------------------------------
@@ -65,8 +64,8 @@ class Demo:
         self.step("Make a root key and a store, and start the sidecar on a Unix socket")
         self.prepare()
         self.start()
-        self.step(f"The mail gateway stores {RECORDS:,} connected accounts")
-        self.gateway("add", str(RECORDS))
+        self.step(f"The mail gateway stores {self.records:,} connected accounts")
+        self.gateway("add", str(self.records))
         self.gateway("show")
         self.step("The key is rolled over twice; earlier versions are archived")
         self.rotate()
@@ -130,7 +129,7 @@ class Demo:
         """Say what happened and where to go next."""
         print()
         print(
-            f"Done. {RECORDS:,} secrets were encrypted by a service that never saw a key, survived"
+            f"Done. {self.records:,} secrets were encrypted by a service that never saw a key, survived"
         )
         print("rollovers of that key, and were moved to its current version without being opened.")
         print("Next: README.md (use it from your service), docs/configuration.md (set it up for")
@@ -223,14 +222,9 @@ allow_users = [64104]
     def gateway(self, *arguments: str) -> None:
         """Run the example service."""
         database = self.home / "service" / "accounts.db"
-        command: list[str | Path] = [
-            BIN / "python",
-            self.home / "gateway.py",
-            "--db",
-            database,
-            *arguments,
-        ]
-        shutil.copyfile(GATEWAY, self.home / "gateway.py")
+        script = self.home / "gateway.py"
+        command: list[str | Path] = [BIN / "python", script, "--db", database, *arguments]
+        shutil.copyfile(GATEWAY, script)
         started = time.monotonic()
         self.show(command, role=SERVICE, expect=0, quiet_name="mail_gateway.py")
         if arguments[0] in {"add", "check", "rewrap"}:
@@ -318,12 +312,14 @@ def main() -> int:
     """Run the demonstration; return an exit code."""
     parser = argparse.ArgumentParser(description="Show Keyside's main job on this machine.")
     parser.add_argument("--input", type=Path, help="a file of your own to take through it")
-    own_file = parser.parse_args().input
+    parser.add_argument("--records", type=int, default=3000, help="how many accounts to store")
+    arguments = parser.parse_args()
+    own_file = arguments.input
     if own_file is not None and not own_file.is_file():
         print(f"demo: there is no file {own_file}", file=sys.stderr)
         return 66
     home = Path(tempfile.mkdtemp(prefix="keyside-demo-", dir="/tmp"))
-    demo = Demo(home)
+    demo = Demo(home, arguments.records)
     try:
         demo.run(own_file)
     except DemoFailed as error:

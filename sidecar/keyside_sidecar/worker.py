@@ -137,9 +137,14 @@ class Worker:
         try:
             await parts.servers.start()
             loop.add_reader(self._channel.fileno(), self._on_packet)
-            await self._prove_mapping()
-            self.board.phase = Phase.RUNNING
-            self._send({"ready": True})
+            proof = loop.create_task(self._prove_mapping())
+            await asyncio.wait({proof, self._drain_after_s}, return_when=asyncio.FIRST_COMPLETED)
+            if proof.done():
+                proof.result()
+                self.board.phase = Phase.RUNNING
+                self._send({"ready": True})
+            else:
+                proof.cancel()  # told to stop already: the public socket answers nobody any more
             grace_s = await self._drain_after_s
             self.board.phase = Phase.DRAINING
             await parts.servers.stop(grace_s)

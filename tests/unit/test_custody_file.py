@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import pickle
 import stat
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from keyside_sidecar.custody import FileCustodian, create_root_key_file
 from keyside_sidecar.errors import CustodyError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ME = frozenset({os.geteuid()})
 
@@ -33,29 +36,29 @@ def refuse(path: Path, message: str) -> None:
     assert caught.value.remedy
 
 
-def test_a_created_file_loads_and_is_private(path: Path):
+def test_a_created_file_loads_and_is_private(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(load(path).key_id) == 16
 
 
-def test_creation_says_the_key_id_that_loading_finds(tmp_path: Path):
+def test_creation_says_the_key_id_that_loading_finds(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     key_id = create_root_key_file(tmp_path / "a", os.geteuid(), os.getegid())
     assert load(tmp_path / "a").key_id == key_id
 
 
-def test_a_custodian_from_the_same_file_unwraps_what_another_wrapped(path: Path):
+def test_a_custodian_from_the_same_file_unwraps_what_another_wrapped(path: Path) -> None:
     assert load(path).unwrap(load(path).wrap(b"k" * 32, b"b"), b"b") == b"k" * 32
 
 
-def test_creation_never_overwrites(path: Path):
+def test_creation_never_overwrites(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(CustodyError, match="not overwritten"):
         create_root_key_file(path, os.geteuid(), os.getegid())
     assert path.read_bytes() == before
 
 
-def test_creation_follows_no_link(tmp_path: Path):
+def test_creation_follows_no_link(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CustodyError):
@@ -63,7 +66,7 @@ def test_creation_follows_no_link(tmp_path: Path):
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_creation_ignores_a_generous_umask(tmp_path: Path):
+def test_creation_ignores_a_generous_umask(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     old = os.umask(0)
     try:
@@ -74,36 +77,36 @@ def test_creation_ignores_a_generous_umask(tmp_path: Path):
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610, 0o700, 0o4600])
-def test_any_permission_beyond_0600_is_refused(path: Path, mode: int):
+def test_any_permission_beyond_0600_is_refused(path: Path, mode: int) -> None:
     path.chmod(mode)
     refuse(path, "has mode")
 
 
-def test_a_file_that_is_read_only_for_its_owner_is_fine(path: Path):
+def test_a_file_that_is_read_only_for_its_owner_is_fine(path: Path) -> None:
     path.chmod(0o400)
     assert load(path).key_id
 
 
-def test_a_missing_file_says_how_to_make_it(tmp_path: Path):
+def test_a_missing_file_says_how_to_make_it(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     with pytest.raises(CustodyError, match="does not exist") as caught:
         load(tmp_path / "none")
     assert "keysided init" in caught.value.remedy
 
 
-def test_a_symbolic_link_is_refused(path: Path):
+def test_a_symbolic_link_is_refused(path: Path) -> None:
     link = path.with_name("link")
     link.symlink_to(path)
     refuse(link, "symbolic link")
 
 
-def test_a_fifo_is_refused_and_does_not_hang(path: Path):
+def test_a_fifo_is_refused_and_does_not_hang(path: Path) -> None:
     os.mkfifo(path.with_name("fifo"), 0o600)
     refuse(path.with_name("fifo"), "not a regular file")
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
-def test_a_directory_that_others_can_write_to_is_refused(path: Path, mode: int):
+def test_a_directory_that_others_can_write_to_is_refused(path: Path, mode: int) -> None:
     path.parent.chmod(mode)
     try:
         refuse(path, "someone else may replace")
@@ -111,14 +114,14 @@ def test_a_directory_that_others_can_write_to_is_refused(path: Path, mode: int):
         path.parent.chmod(0o700)
 
 
-def test_a_file_of_someone_else_is_refused(path: Path):
+def test_a_file_of_someone_else_is_refused(path: Path) -> None:
     with pytest.raises(CustodyError, match="belongs to uid"):
         FileCustodian.load(path, owner_uids=frozenset({os.geteuid() + 1}))
 
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: chown to another uid")
-def test_creation_gives_the_file_to_the_owner_that_was_asked_for(tmp_path: Path):
+def test_creation_gives_the_file_to_the_owner_that_was_asked_for(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     create_root_key_file(tmp_path / "a", 4711, 4712)
     status = (tmp_path / "a").stat()
@@ -126,7 +129,7 @@ def test_creation_gives_the_file_to_the_owner_that_was_asked_for(tmp_path: Path)
     FileCustodian.load(tmp_path / "a", owner_uids=frozenset({4711}))
 
 
-def test_damage_is_told_from_a_cut_and_from_a_foreign_file(path: Path):
+def test_damage_is_told_from_a_cut_and_from_a_foreign_file(path: Path) -> None:
     line = path.read_bytes()
     for length in range(len(line)):
         path.write_bytes(line[:length])
@@ -143,7 +146,7 @@ def test_damage_is_told_from_a_cut_and_from_a_foreign_file(path: Path):
     refuse(path, "does not know")
 
 
-def test_any_altered_character_is_refused(path: Path):
+def test_any_altered_character_is_refused(path: Path) -> None:
     line = path.read_bytes()
     for position in range(len(line)):
         altered = bytearray(line)
@@ -153,7 +156,7 @@ def test_any_altered_character_is_refused(path: Path):
             load(path)
 
 
-def test_no_error_shows_the_key(path: Path):
+def test_no_error_shows_the_key(path: Path) -> None:
     """I7: a message about a damaged root key holds nothing of it."""
     line = path.read_bytes()
     path.write_bytes(line[:-3] + b"!!\n")
@@ -162,7 +165,7 @@ def test_no_error_shows_the_key(path: Path):
     assert line[19:40].decode() not in f"{caught.value}{caught.value.remedy}"
 
 
-def test_a_custodian_shows_nothing_of_its_key(path: Path):
+def test_a_custodian_shows_nothing_of_its_key(path: Path) -> None:
     """I7."""
     custodian = load(path)
     assert "redacted" in repr(custodian)

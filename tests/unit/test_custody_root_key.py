@@ -16,7 +16,7 @@ from keyside_sidecar.errors import CustodyError
 MATERIAL = bytes(range(32))
 
 
-def test_derivation_is_sp800_108_counter_mode_with_hmac_sha512():
+def test_derivation_is_sp800_108_counter_mode_with_hmac_sha512() -> None:
     """As NIST SP 800-108r1, 4.1 writes it: [1]32 || label || 0x00 || context || [256]32."""
     label = b"keyside/v1/store-mac" + bytes(16)
     fixed = struct.pack(">I", 1) + label + b"\x00" + struct.pack(">I", 256)
@@ -24,7 +24,7 @@ def test_derivation_is_sp800_108_counter_mode_with_hmac_sha512():
     assert RootKey(MATERIAL).derive(label) == expected
 
 
-def test_key_id_is_stable_and_differs_between_keys():
+def test_key_id_is_stable_and_differs_between_keys() -> None:
     assert RootKey(MATERIAL).key_id == RootKey(MATERIAL).key_id
     assert len(RootKey(MATERIAL).key_id) == 16
     assert RootKey(MATERIAL).key_id != RootKey(bytes(32)).key_id
@@ -32,22 +32,27 @@ def test_key_id_is_stable_and_differs_between_keys():
 
 @pytest.mark.parametrize(
     "label",
-    [b"", b"other/v1/x", b"keyside/v1/root-wrap", b"keyside/v1/root-wrap\x00x"]
-    + [b"keyside/v1/root-key-id"],
+    [
+        b"",
+        b"other/v1/x",
+        b"keyside/v1/root-wrap",
+        b"keyside/v1/root-wrap\x00x",
+        b"keyside/v1/root-key-id",
+    ],
 )
-def test_labels_that_are_reserved_or_foreign_derive_nothing(label: bytes):
+def test_labels_that_are_reserved_or_foreign_derive_nothing(label: bytes) -> None:
     with pytest.raises(ValueError, match="label"):
         RootKey(MATERIAL).derive(label)
 
 
-def test_what_was_wrapped_unwraps_and_never_looks_the_same_twice():
+def test_what_was_wrapped_unwraps_and_never_looks_the_same_twice() -> None:
     root = RootKey(MATERIAL)
     first, second = root.wrap(b"secret" * 5, b"here"), root.wrap(b"secret" * 5, b"here")
     assert first != second
     assert root.unwrap(first, b"here") == root.unwrap(second, b"here") == b"secret" * 5
 
 
-def test_wrapped_form_is_as_documented_and_names_its_root_key():
+def test_wrapped_form_is_as_documented_and_names_its_root_key() -> None:
     root = RootKey(MATERIAL)
     wrapped = root.wrap(bytes(32), b"here")
     assert len(wrapped) == 1 + 8 + 24 + 32 + 16
@@ -55,21 +60,21 @@ def test_wrapped_form_is_as_documented_and_names_its_root_key():
     assert wrapped[1:9].hex() == root.key_id
 
 
-def test_another_binding_does_not_unwrap():
+def test_another_binding_does_not_unwrap() -> None:
     """I6: what is wrapped for one place is of no use in another."""
     root = RootKey(MATERIAL)
     with pytest.raises(CustodyError, match="does not open"):
         root.unwrap(root.wrap(bytes(32), b"here"), b"there")
 
 
-def test_another_root_key_says_which_one_is_needed():
+def test_another_root_key_says_which_one_is_needed() -> None:
     wrapped = RootKey(MATERIAL).wrap(bytes(32), b"here")
     with pytest.raises(CustodyError, match=RootKey(MATERIAL).key_id) as caught:
         RootKey(bytes(32)).unwrap(wrapped, b"here")
     assert RootKey(MATERIAL).key_id in caught.value.remedy
 
 
-def test_every_altered_bit_cut_or_extension_is_refused():
+def test_every_altered_bit_cut_or_extension_is_refused() -> None:
     root = RootKey(MATERIAL)
     wrapped = root.wrap(bytes(32), b"here")
     for bit in range(8 * len(wrapped)):
@@ -84,7 +89,7 @@ def test_every_altered_bit_cut_or_extension_is_refused():
         root.unwrap(wrapped + b"\x00", b"here")
 
 
-def test_a_root_key_shows_nothing_of_itself():
+def test_a_root_key_shows_nothing_of_itself() -> None:
     """I7: no secret in a repr, a pickle or a copy."""
     root = RootKey(MATERIAL)
     assert MATERIAL.hex() not in repr(root)
@@ -94,6 +99,6 @@ def test_a_root_key_shows_nothing_of_itself():
             leak(root)
 
 
-def test_a_root_key_of_another_length_is_refused():
+def test_a_root_key_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         RootKey(bytes(31))

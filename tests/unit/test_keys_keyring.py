@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,6 +34,7 @@ from keyside_sidecar.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
+    from pathlib import Path
 
 NOBODY = KeyName("nobody")
 
@@ -74,7 +74,7 @@ def rotate_elsewhere(made: MadeStore, times: int = 1) -> Store:
     return store
 
 
-def test_starting_makes_the_keys_and_loads_their_current_versions(made: MadeStore):
+def test_starting_makes_the_keys_and_loads_their_current_versions(made: MadeStore) -> None:
     async def scenario() -> None:
         async with started(made) as keyring:
             assert keyring.all_current_ready()
@@ -87,14 +87,14 @@ def test_starting_makes_the_keys_and_loads_their_current_versions(made: MadeStor
     run(scenario())
 
 
-def test_nothing_is_ready_before_the_start(made: MadeStore):
+def test_nothing_is_ready_before_the_start(made: MadeStore) -> None:
     keyring = Keyring(made.open(), [MAIL], clock=SystemClock())
     assert not keyring.all_current_ready()
     with pytest.raises(StoreUnavailable):
         keyring.current(MAIL)
 
 
-def test_two_workers_that_start_at_once_have_the_same_versions(made: MadeStore):
+def test_two_workers_that_start_at_once_have_the_same_versions(made: MadeStore) -> None:
     async def scenario() -> None:
         one = Keyring(made.open(), [MAIL, BANK], clock=SystemClock())
         two = Keyring(made.open(), [MAIL, BANK], clock=SystemClock())
@@ -106,7 +106,7 @@ def test_two_workers_that_start_at_once_have_the_same_versions(made: MadeStore):
     run(scenario())
 
 
-def test_a_rotation_is_used_at_once_by_the_process_that_made_it(made: MadeStore):
+def test_a_rotation_is_used_at_once_by_the_process_that_made_it(made: MadeStore) -> None:
     async def scenario() -> None:
         async with started(made) as keyring:
             old = keyring.current(MAIL)
@@ -120,7 +120,7 @@ def test_a_rotation_is_used_at_once_by_the_process_that_made_it(made: MadeStore)
     run(scenario())
 
 
-def test_a_rotation_elsewhere_is_seen_within_a_second(made: MadeStore):
+def test_a_rotation_elsewhere_is_seen_within_a_second(made: MadeStore) -> None:
     async def scenario() -> None:
         async with started(made) as keyring:
             old = keyring.current(MAIL)
@@ -135,7 +135,7 @@ def test_a_rotation_elsewhere_is_seen_within_a_second(made: MadeStore):
     run(scenario())
 
 
-def test_a_conflict_changes_nothing(made: MadeStore):
+def test_a_conflict_changes_nothing(made: MadeStore) -> None:
     async def scenario() -> None:
         async with started(made) as keyring:
             with pytest.raises(RotationConflict):
@@ -146,7 +146,7 @@ def test_a_conflict_changes_nothing(made: MadeStore):
     run(scenario())
 
 
-def test_many_rotations_at_once_make_each_version_once(made: MadeStore):
+def test_many_rotations_at_once_make_each_version_once(made: MadeStore) -> None:
     async def scenario() -> None:
         async with started(made) as one, started(made) as two:
             both = [k.rotate(MAIL, actor_uid=0, expected_current=0) for k in (one, two) * 10]
@@ -157,7 +157,7 @@ def test_many_rotations_at_once_make_each_version_once(made: MadeStore):
     run(scenario())
 
 
-def test_describing_and_paging(made: MadeStore):
+def test_describing_and_paging(made: MadeStore) -> None:
     async def scenario() -> None:
         async with started(made) as keyring:
             for expected in (1, 2, 3):
@@ -169,7 +169,7 @@ def test_describing_and_paging(made: MadeStore):
     run(scenario())
 
 
-def test_a_version_is_unwrapped_once_however_many_want_it(made: MadeStore):
+def test_a_version_is_unwrapped_once_however_many_want_it(made: MadeStore) -> None:
     async def scenario() -> None:
         other = made.open()
         other.create_key(MAIL, NOW)
@@ -178,6 +178,7 @@ def test_a_version_is_unwrapped_once_however_many_want_it(made: MadeStore):
         other.close()
         custodian = CountingCustodian(made.custodian)
         async with started(made, custodian=custodian) as keyring:
+            await keyring._watch.stop()
             before = custodian.unwrapped
             found = await asyncio.gather(
                 *(keyring.version(MAIL, 7, wanted.info.version_id) for _ in range(50))
@@ -191,7 +192,7 @@ def test_a_version_is_unwrapped_once_however_many_want_it(made: MadeStore):
     run(scenario())
 
 
-def test_memory_is_bounded(made: MadeStore):
+def test_memory_is_bounded(made: MadeStore) -> None:
     async def scenario() -> None:
         other = made.open()
         other.create_key(MAIL, NOW)
@@ -210,13 +211,18 @@ def test_memory_is_bounded(made: MadeStore):
     run(scenario())
 
 
-def test_an_unknown_version_is_looked_for_once(made: MadeStore, monkeypatch: pytest.MonkeyPatch):
+def test_an_unknown_version_is_looked_for_once(
+    made: MadeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario() -> None:
-        looks = []
+        looks: list[object] = []
         find = Store.find_version
-        monkeypatch.setattr(
-            Store, "find_version", lambda self, *a: (looks.append(a), find(self, *a))[1]
-        )
+
+        def count(self: Store, *arguments: Any) -> Any:
+            looks.append(arguments)
+            return find(self, *arguments)
+
+        monkeypatch.setattr(Store, "find_version", count)
         async with started(made) as keyring:
             for _ in range(5):
                 with pytest.raises(UnknownVersion):
@@ -233,14 +239,14 @@ def test_an_unknown_version_is_looked_for_once(made: MadeStore, monkeypatch: pyt
 
 def test_a_version_made_elsewhere_a_moment_ago_opens_before_it_was_noticed(
     made: MadeStore, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     """Even where a look-up of that number, for nothing, was under way when it was made."""
 
     async def scenario() -> None:
         async with started(made) as keyring:
             await keyring._watch.stop()
             find, hold = Store.find_version, threading.Event()
-            first = []
+            first: list[int] = []
 
             def find_slowly(self: Store, *arguments: Any) -> Any:
                 try:
@@ -267,7 +273,7 @@ def test_a_version_made_elsewhere_a_moment_ago_opens_before_it_was_noticed(
     run(scenario())
 
 
-def test_a_caller_that_gives_up_takes_nothing_from_the_others(made: MadeStore):
+def test_a_caller_that_gives_up_takes_nothing_from_the_others(made: MadeStore) -> None:
     async def scenario() -> None:
         other = made.open()
         other.create_key(MAIL, NOW)
@@ -285,7 +291,7 @@ def test_a_caller_that_gives_up_takes_nothing_from_the_others(made: MadeStore):
 
 
 @pytest.mark.parametrize("state", ["DISABLED", "DESTROYED"])
-def test_a_version_that_is_disabled_elsewhere_leaves_memory(made: MadeStore, state: str):
+def test_a_version_that_is_disabled_elsewhere_leaves_memory(made: MadeStore, state: str) -> None:
     async def scenario() -> None:
         async with started(made) as keyring:
             old = keyring.current(MAIL)
@@ -310,7 +316,7 @@ def test_a_version_that_is_disabled_elsewhere_leaves_memory(made: MadeStore, sta
 
 def test_a_look_up_overtaken_by_a_change_is_done_again(
     made: MadeStore, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     """A version disabled while it was being loaded does not stay in memory."""
 
     async def scenario() -> None:
@@ -343,7 +349,7 @@ def test_a_look_up_overtaken_by_a_change_is_done_again(
     run(scenario())
 
 
-def test_with_the_store_away_memory_serves_and_it_heals_by_itself(made: MadeStore):
+def test_with_the_store_away_memory_serves_and_it_heals_by_itself(made: MadeStore) -> None:
     """I12."""
 
     async def scenario() -> None:
@@ -377,7 +383,7 @@ def test_with_the_store_away_memory_serves_and_it_heals_by_itself(made: MadeStor
 
 def test_a_store_that_hangs_is_unavailable_and_memory_serves(
     made: MadeStore, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     async def scenario() -> None:
         monkeypatch.setattr(watch, "_POLL_TIMEOUT_S", 0.1)
         async with started(made) as keyring:
@@ -391,7 +397,7 @@ def test_a_store_that_hangs_is_unavailable_and_memory_serves(
     run(scenario())
 
 
-def test_starting_without_a_store_says_so(made: MadeStore):
+def test_starting_without_a_store_says_so(made: MadeStore) -> None:
     async def scenario() -> None:
         store = made.open()
         store.close()
@@ -415,7 +421,7 @@ def test_starting_without_a_store_says_so(made: MadeStore):
 )
 def test_a_row_changed_by_hand_is_noticed_refused_and_heals_when_it_is_put_right(
     made: MadeStore, statement: str, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     """I6: loud without anyone asking for the row; memory goes on serving what was checked."""
 
     async def scenario() -> None:
@@ -449,7 +455,7 @@ def test_a_row_changed_by_hand_is_noticed_refused_and_heals_when_it_is_put_right
 
 def test_a_row_changed_along_with_a_rotation_is_noticed_a_little_later(
     made: MadeStore, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     """The new generation explains one write, not two."""
 
     async def scenario() -> None:
@@ -468,7 +474,7 @@ def test_a_row_changed_along_with_a_rotation_is_noticed_a_little_later(
 
 def test_a_key_that_fails_its_checks_at_the_start_is_refused_and_the_others_are_served(
     made: MadeStore,
-):
+) -> None:
     async def scenario() -> None:
         other = made.open()
         other.create_key(MAIL, NOW)
@@ -488,7 +494,7 @@ def test_a_key_that_fails_its_checks_at_the_start_is_refused_and_the_others_are_
     run(scenario())
 
 
-def test_a_store_that_fails_as_a_whole_does_not_start(made: MadeStore):
+def test_a_store_that_fails_as_a_whole_does_not_start(made: MadeStore) -> None:
     async def scenario() -> None:
         other = made.open()
         other.create_key(BANK, NOW)
@@ -503,7 +509,7 @@ def test_a_store_that_fails_as_a_whole_does_not_start(made: MadeStore):
     run(scenario())
 
 
-def test_a_store_that_goes_back_is_loud_and_memory_keeps_the_newer_version(made: MadeStore):
+def test_a_store_that_goes_back_is_loud_and_memory_keeps_the_newer_version(made: MadeStore) -> None:
     """I10: whatever was sealed under the version that the old copy lacks still opens here."""
 
     async def scenario() -> None:

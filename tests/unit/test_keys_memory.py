@@ -36,7 +36,7 @@ def test_which_states_open_envelopes(state: VersionState, opens: bool):  # noqa:
     assert may_open(state) is opens
 
 
-def test_the_table_of_transitions_is_what_the_design_says():
+def test_the_table_of_transitions_is_what_the_design_says() -> None:
     assert {(a, b) for a, follow in TRANSITIONS.items() for b in follow} == {
         (PENDING, CURRENT),
         (PENDING, DESTROYED),
@@ -52,7 +52,7 @@ def test_the_table_of_transitions_is_what_the_design_says():
 @pytest.mark.parametrize("state", VersionState)
 def test_nothing_becomes_current_twice_and_nothing_comes_back_from_destruction(
     state: VersionState,
-):
+) -> None:
     assert may_follow(state, state)
     assert may_follow(state, DESTROYED)
     assert may_follow(DESTROYED, state) is (state is DESTROYED)
@@ -60,7 +60,7 @@ def test_nothing_becomes_current_twice_and_nothing_comes_back_from_destruction(
     assert may_follow(state, PENDING) is (state is PENDING)
 
 
-def test_the_cache_keeps_what_was_used_last():
+def test_the_cache_keeps_what_was_used_last() -> None:
     cache = VersionCache(2)
     cache.put(version(MAIL, 1))
     cache.put(version(BANK, 1))
@@ -71,7 +71,7 @@ def test_the_cache_keeps_what_was_used_last():
     assert len(cache) == 2
 
 
-def test_listing_and_replacing_are_no_use():
+def test_listing_and_replacing_are_no_use() -> None:
     cache = VersionCache(2)
     cache.put(version(MAIL, 1))
     cache.put(version(MAIL, 2))
@@ -85,7 +85,7 @@ def test_listing_and_replacing_are_no_use():
     assert cache.get(MAIL, 3) is None
 
 
-def test_absences_are_forgotten_in_time_and_bounded_in_number():
+def test_absences_are_forgotten_in_time_and_bounded_in_number() -> None:
     absences = AbsenceMemory(2, ttl_s=5)
     absences.add(MAIL, 9, b"a", 100)
     assert absences.holds(MAIL, 9, b"a", 104.9)
@@ -98,7 +98,7 @@ def test_absences_are_forgotten_in_time_and_bounded_in_number():
     assert not absences.holds(MAIL, 9, b"a", 101)
 
 
-def test_nothing_shows_key_material():
+def test_nothing_shows_key_material() -> None:
     """I7."""
     opened = version(MAIL, 1)
     assert "7, 7" not in repr(opened)
@@ -106,7 +106,7 @@ def test_nothing_shows_key_material():
     assert "material" not in repr(opened)
 
 
-def test_calls_run_off_the_event_loop_and_raise_what_they_raise():
+def test_calls_run_off_the_event_loop_and_raise_what_they_raise() -> None:
     async def run() -> None:
         threads = StoreThreads("t", 1)
         assert await threads.run(threading.get_ident, timeout_s=5) != threading.get_ident()
@@ -117,7 +117,7 @@ def test_calls_run_off_the_event_loop_and_raise_what_they_raise():
     asyncio.run(run())
 
 
-def test_a_hung_call_is_given_up_and_those_behind_it_are_never_begun():
+def test_a_hung_call_is_given_up_and_those_behind_it_are_never_begun() -> None:
     async def run() -> None:
         threads = StoreThreads("t", 1)
         release, begun = threading.Event(), []
@@ -135,7 +135,7 @@ def test_a_hung_call_is_given_up_and_those_behind_it_are_never_begun():
     asyncio.run(run())
 
 
-def test_the_number_of_waiting_calls_is_bounded(monkeypatch: pytest.MonkeyPatch):
+def test_the_number_of_waiting_calls_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keyside_sidecar.keys.threads._MAX_WAITING", 2)
 
     async def run() -> None:
@@ -152,7 +152,7 @@ def test_the_number_of_waiting_calls_is_bounded(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(run())
 
 
-def test_a_hung_call_does_not_hold_up_the_end_of_the_process():
+def test_a_hung_call_does_not_hold_up_the_end_of_the_process() -> None:
     program = """
 import asyncio, time
 from keyside_sidecar.errors import StoreUnavailable

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.unit.made_store import (
@@ -26,6 +25,9 @@ from keyside_sidecar.store import VersionState
 from keyside_sidecar.store.authentication import Authenticator
 from keyside_sidecar.store.reader import Reader, VersionIndex
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @pytest.fixture
 def made(tmp_path: Path) -> MadeStore:
@@ -33,7 +35,7 @@ def made(tmp_path: Path) -> MadeStore:
     return make_store(tmp_path)
 
 
-def test_a_new_store_is_empty_and_knows_its_root_key(made: MadeStore):
+def test_a_new_store_is_empty_and_knows_its_root_key(made: MadeStore) -> None:
     store = made.open()
     meta = store.read_meta()
     assert (meta.generation, meta.root_key_id) == (1, made.custodian.key_id)
@@ -43,7 +45,7 @@ def test_a_new_store_is_empty_and_knows_its_root_key(made: MadeStore):
     store.close()
 
 
-def test_a_key_begins_with_version_1_current(made: MadeStore):
+def test_a_key_begins_with_version_1_current(made: MadeStore) -> None:
     store = made.open()
     assert store.create_key(MAIL, NOW, made_by_uid=7)
     loaded = store.load_key(MAIL)
@@ -56,7 +58,7 @@ def test_a_key_begins_with_version_1_current(made: MadeStore):
     store.close()
 
 
-def test_making_a_key_again_changes_nothing(made: MadeStore):
+def test_making_a_key_again_changes_nothing(made: MadeStore) -> None:
     store = made.open()
     store.create_key(MAIL, NOW)
     before = store.load_key(MAIL)
@@ -67,7 +69,7 @@ def test_making_a_key_again_changes_nothing(made: MadeStore):
     store.close()
 
 
-def test_rotation_makes_a_current_version_and_archives_its_predecessor(made: MadeStore):
+def test_rotation_makes_a_current_version_and_archives_its_predecessor(made: MadeStore) -> None:
     """I10: exactly one current version, and the old one opens what it sealed."""
     store = made.open()
     store.create_key(MAIL, NOW)
@@ -87,7 +89,7 @@ def test_rotation_makes_a_current_version_and_archives_its_predecessor(made: Mad
     store.close()
 
 
-def test_no_two_versions_share_material_or_id(made: MadeStore):
+def test_no_two_versions_share_material_or_id(made: MadeStore) -> None:
     store = made.open()
     store.create_key(MAIL, NOW)
     store.create_key(BANK, NOW)
@@ -100,7 +102,9 @@ def test_no_two_versions_share_material_or_id(made: MadeStore):
     store.close()
 
 
-def test_rotation_from_another_current_version_is_a_conflict_and_changes_nothing(made: MadeStore):
+def test_rotation_from_another_current_version_is_a_conflict_and_changes_nothing(
+    made: MadeStore,
+) -> None:
     store = made.open()
     store.create_key(MAIL, NOW)
     store.rotate(MAIL, actor_uid=0, expected_current=1, now=NOW)
@@ -113,7 +117,7 @@ def test_rotation_from_another_current_version_is_a_conflict_and_changes_nothing
     store.close()
 
 
-def test_every_change_moves_the_store_one_generation_on(made: MadeStore):
+def test_every_change_moves_the_store_one_generation_on(made: MadeStore) -> None:
     store = made.open()
     store.create_key(MAIL, NOW)
     store.create_key(BANK, NOW)
@@ -125,7 +129,9 @@ def test_every_change_moves_the_store_one_generation_on(made: MadeStore):
     store.close()
 
 
-def test_a_change_by_another_connection_shows_in_the_token_and_reading_does_not(made: MadeStore):
+def test_a_change_by_another_connection_shows_in_the_token_and_reading_does_not(
+    made: MadeStore,
+) -> None:
     watching, changing = made.open(), made.open()
     token = watching.read_change_token()
     watching.read_meta()
@@ -139,7 +145,7 @@ def test_a_change_by_another_connection_shows_in_the_token_and_reading_does_not(
 
 
 @pytest.mark.parametrize("number", [0, -1, 3, 2**40])
-def test_a_number_that_was_never_given_out_is_unknown(made: MadeStore, number: int):
+def test_a_number_that_was_never_given_out_is_unknown(made: MadeStore, number: int) -> None:
     store = made.open()
     store.create_key(MAIL, NOW)
     store.rotate(MAIL, actor_uid=0, expected_current=0, now=NOW)
@@ -148,7 +154,7 @@ def test_a_number_that_was_never_given_out_is_unknown(made: MadeStore, number: i
     store.close()
 
 
-def test_a_key_that_does_not_exist_is_unknown(made: MadeStore):
+def test_a_key_that_does_not_exist_is_unknown(made: MadeStore) -> None:
     store = made.open()
     with pytest.raises(UnknownVersion):
         store.find_version(KeyName("nothing"), 1)
@@ -157,7 +163,7 @@ def test_a_key_that_does_not_exist_is_unknown(made: MadeStore):
     store.close()
 
 
-def test_pages_run_from_the_newest_to_the_first(made: MadeStore):
+def test_pages_run_from_the_newest_to_the_first(made: MadeStore) -> None:
     store = made.open()
     store.create_key(MAIL, NOW)
     for _ in range(6):
@@ -179,7 +185,7 @@ def test_pages_run_from_the_newest_to_the_first(made: MadeStore):
     store.close()
 
 
-def test_disabled_and_destroyed_versions_are_told_as_they_are(made: MadeStore):
+def test_disabled_and_destroyed_versions_are_told_as_they_are(made: MadeStore) -> None:
     """Ready for later states: a destroyed version has no material, and its row stays."""
     store = made.open()
     store.create_key(MAIL, NOW)
@@ -193,14 +199,16 @@ def test_disabled_and_destroyed_versions_are_told_as_they_are(made: MadeStore):
     store.close()
 
 
-def test_another_root_key_is_refused_and_the_right_one_named(made: MadeStore, tmp_path: Path):
+def test_another_root_key_is_refused_and_the_right_one_named(
+    made: MadeStore, tmp_path: Path
+) -> None:
     other = make_root_key(tmp_path, "other.key")
     with pytest.raises(CustodyError, match=made.custodian.key_id) as caught:
         made.open(other)
     assert caught.value.remedy
 
 
-def test_everything_is_there_after_reopening(made: MadeStore):
+def test_everything_is_there_after_reopening(made: MadeStore) -> None:
     """I5: what was wrapped before a restart unwraps after it."""
     store = made.open()
     store.create_key(MAIL, NOW)
@@ -225,7 +233,7 @@ class LyingCustodian(CountingCustodian):
         return super().wrap(bytes(len(plaintext)), binding)
 
 
-def test_a_version_that_would_not_open_is_never_stored(made: MadeStore):
+def test_a_version_that_would_not_open_is_never_stored(made: MadeStore) -> None:
     """I5: nothing is sealed under what can't be unwrapped later."""
     honest = made.open()
     honest.create_key(MAIL, NOW)
@@ -243,7 +251,7 @@ def test_a_version_that_would_not_open_is_never_stored(made: MadeStore):
 
 def test_ten_thousand_archived_versions_cost_one_row_and_one_unwrapping(
     made: MadeStore, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     """Opening a key reads its own row and its current version's, however many there are."""
     filling = made.open()
     filling.create_key(MAIL, NOW)

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,11 +14,13 @@ from tests.unit.made_store import BANK, MAIL, NOW, MadeStore, make_store
 
 from keyside.names import KeyName
 from keyside_sidecar.custody import FileCustodian
-from keyside_sidecar.store import Store
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkServerProcess
+    from pathlib import Path
+
+    from keyside_sidecar.store import Store
 
 # Forked from a process that has imported everything and has no threads: quick, and safe.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -94,7 +95,7 @@ def check_whole(made: MadeStore, committed: dict[int, bytes]) -> int:
     return len(versions)
 
 
-def test_two_processes_racing_rotations_make_every_version_once(made: MadeStore):
+def test_two_processes_racing_rotations_make_every_version_once(made: MadeStore) -> None:
     started = CONTEXT.Event()
     children = [begin(_rotate, made.path, 50, started) for _ in range(2)]
     started.set()
@@ -106,7 +107,7 @@ def test_two_processes_racing_rotations_make_every_version_once(made: MadeStore)
     assert check_whole(made, dict(reported)) == 101
 
 
-def test_processes_that_start_at_once_make_each_key_once(made: MadeStore):
+def test_processes_that_start_at_once_make_each_key_once(made: MadeStore) -> None:
     started = CONTEXT.Event()
     children = [begin(_create, made.path, started) for _ in range(3)]
     started.set()
@@ -119,7 +120,7 @@ def test_processes_that_start_at_once_make_each_key_once(made: MadeStore):
     assert len({tuple(answer[1]) for answer in answers}) == 1
 
 
-def test_a_process_killed_at_any_instant_leaves_a_whole_store(made: MadeStore):
+def test_a_process_killed_at_any_instant_leaves_a_whole_store(made: MadeStore) -> None:
     """A version that was reported is there; one current; numbers without a gap; all open."""
     chance = random.Random(4711)
     started = CONTEXT.Event()
@@ -141,7 +142,7 @@ def test_a_process_killed_at_any_instant_leaves_a_whole_store(made: MadeStore):
         assert max(committed) in (count, count - 1), "at most one commit was not reported"
 
 
-def test_a_killed_process_holds_up_nobody(made: MadeStore):
+def test_a_killed_process_holds_up_nobody(made: MadeStore) -> None:
     started = CONTEXT.Event()
     started.set()
     child, reports = begin(_rotate, made.path, 1_000_000, started)

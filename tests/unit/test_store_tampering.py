@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +17,7 @@ from keyside_sidecar.store.tables import metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 COLUMNS = [(t.name, c.name) for t in metadata.sorted_tables for c in t.columns]
 
@@ -69,12 +69,14 @@ def alter(value: Any) -> list[Any]:
     return [flipped, value[:-1], value + b"\x00", None, 10**15, value.hex()]
 
 
-def test_an_untouched_store_reads(made: MadeStore):
+def test_an_untouched_store_reads(made: MadeStore) -> None:
     read_afresh(made)
 
 
 @pytest.mark.parametrize(("table", "column"), COLUMNS)
-def test_any_column_of_any_row_changed_by_hand_is_refused(made: MadeStore, table: str, column: str):
+def test_any_column_of_any_row_changed_by_hand_is_refused(
+    made: MadeStore, table: str, column: str
+) -> None:
     """Every column of every row, to another value, another type and NULL."""
     rows = made.run(f"SELECT rowid, {column} FROM {table}")
     original = made.path.read_bytes()
@@ -96,13 +98,14 @@ def test_any_column_of_any_row_changed_by_hand_is_refused(made: MadeStore, table
     assert tried
 
 
-def swap(made: MadeStore, column: str) -> None:
+def swap(made: MadeStore, *columns: str) -> None:
     one, two = ("mail-credentials", 1), ("mail-credentials", 2)
-    query = f"SELECT {column} FROM key_versions WHERE key_name = ? AND number = ?"
-    ((first,),), ((second,),) = made.run(query, *one), made.run(query, *two)
-    change = f"UPDATE key_versions SET {column} = ? WHERE key_name = ? AND number = ?"
-    made.run(change, second, *one)
-    made.run(change, first, *two)
+    for column in columns:
+        query = f"SELECT {column} FROM key_versions WHERE key_name = ? AND number = ?"
+        ((first,),), ((second,),) = made.run(query, *one), made.run(query, *two)
+        change = f"UPDATE key_versions SET {column} = ? WHERE key_name = ? AND number = ?"
+        made.run(change, second, *one)
+        made.run(change, first, *two)
 
 
 def renumber(made: MadeStore) -> None:
@@ -120,7 +123,7 @@ def forge_version(made: MadeStore) -> None:
 
 CHANGES: dict[str, Callable[[MadeStore], object]] = {
     "wrapped keys of two versions swapped": lambda made: swap(made, "wrapped"),
-    "wrapped keys and MACs swapped": lambda m: (swap(m, "wrapped"), swap(m, "mac")),
+    "wrapped keys and MACs swapped": lambda made: swap(made, "wrapped", "mac"),
     "MACs swapped": lambda made: swap(made, "mac"),
     "versions renumbered": renumber,
     "a version moved to the other key": lambda made: (
@@ -155,13 +158,13 @@ CHANGES: dict[str, Callable[[MadeStore], object]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_rows_swapped_moved_deleted_or_made_up_are_refused(made: MadeStore, name: str):
+def test_rows_swapped_moved_deleted_or_made_up_are_refused(made: MadeStore, name: str) -> None:
     CHANGES[name](made)
     refuse(made)
 
 
 @pytest.mark.parametrize("name", sorted(set(CHANGES) - {"the store's row deleted"}))
-def test_a_store_that_is_open_refuses_them_as_well(made: MadeStore, name: str):
+def test_a_store_that_is_open_refuses_them_as_well(made: MadeStore, name: str) -> None:
     store = made.open()
     read_all(store)
     CHANGES[name](made)
@@ -202,21 +205,23 @@ def past(made: MadeStore) -> Path:
 )
 def test_an_older_copy_of_a_row_put_back_is_refused(
     made: MadeStore, past: Path, table: str, where: str
-):
+) -> None:
     """Its MAC is valid; the digest of its set is not of it."""
     made.run("DROP INDEX key_versions_one_current")
     put_back(made, table, where, past)
     refuse(made)
 
 
-def test_an_older_key_with_its_older_versions_put_back_is_refused(made: MadeStore, past: Path):
+def test_an_older_key_with_its_older_versions_put_back_is_refused(
+    made: MadeStore, past: Path
+) -> None:
     made.run("DELETE FROM key_versions WHERE key_name = 'mail-credentials' AND number = 4")
     put_back(made, "key_versions", "key_name = 'mail-credentials' AND number = 3", past)
     put_back(made, "keys", "name = 'mail-credentials'", past)
     refuse(made)
 
 
-def test_a_running_process_refuses_a_store_that_went_back_whole(made: MadeStore):
+def test_a_running_process_refuses_a_store_that_went_back_whole(made: MadeStore) -> None:
     """I10: an older copy of the whole store fits in itself; the generation tells."""
     past = made.path.with_name("past.db")
     shutil.copy(made.path, past)
@@ -239,7 +244,7 @@ def test_a_running_process_refuses_a_store_that_went_back_whole(made: MadeStore)
     store.close()
 
 
-def test_a_running_process_refuses_a_fork_with_the_same_generation(made: MadeStore):
+def test_a_running_process_refuses_a_fork_with_the_same_generation(made: MadeStore) -> None:
     """Two copies of one store that each went on by one are not the same store."""
     past = made.path.with_name("past.db")
     shutil.copy(made.path, past)
@@ -255,7 +260,7 @@ def test_a_running_process_refuses_a_fork_with_the_same_generation(made: MadeSto
     store.close()
 
 
-def test_a_running_process_refuses_another_store_of_the_same_root_key(made: MadeStore):
+def test_a_running_process_refuses_another_store_of_the_same_root_key(made: MadeStore) -> None:
     """MACs are bound to the store."""
     store = made.open()
     other = made.path.with_name("other.db")
@@ -266,7 +271,7 @@ def test_a_running_process_refuses_another_store_of_the_same_root_key(made: Made
     store.close()
 
 
-def test_a_row_of_another_store_under_the_same_root_key_is_refused(made: MadeStore):
+def test_a_row_of_another_store_under_the_same_root_key_is_refused(made: MadeStore) -> None:
     other = made.path.with_name("other.db")
     initialise_store(f"sqlite:///{other}", made.custodian, uid=os.geteuid(), gid=os.getegid())
     theirs = MadeStore(other, made.custodian).open()
@@ -278,7 +283,7 @@ def test_a_row_of_another_store_under_the_same_root_key_is_refused(made: MadeSto
     refuse(made)
 
 
-def test_a_change_does_not_launder_what_is_wrong_below_it(made: MadeStore):
+def test_a_change_does_not_launder_what_is_wrong_below_it(made: MadeStore) -> None:
     """A rotation on a set of versions that does not fit is refused, and writes nothing."""
     made.run("DELETE FROM key_versions WHERE key_name = 'mail-credentials' AND number = 1")
     before = made.run("SELECT * FROM key_versions ORDER BY 1, 2")
@@ -293,7 +298,9 @@ def test_a_change_does_not_launder_what_is_wrong_below_it(made: MadeStore):
     store.close()
 
 
-def test_a_trigger_that_alters_what_is_written_is_refused_before_the_commit(made: MadeStore):
+def test_a_trigger_that_alters_what_is_written_is_refused_before_the_commit(
+    made: MadeStore,
+) -> None:
     made.run(
         "CREATE TRIGGER evil AFTER INSERT ON key_versions BEGIN"
         " UPDATE key_versions SET made_by_uid = 0 WHERE number = NEW.number; END"
@@ -305,7 +312,7 @@ def test_a_trigger_that_alters_what_is_written_is_refused_before_the_commit(made
     store.close()
 
 
-def test_wrapped_material_is_bound_to_store_key_number_and_version_id():
+def test_wrapped_material_is_bound_to_store_key_number_and_version_id() -> None:
     """The wrapped key itself is bound to its place, not only its row."""
     bindings = {
         bind_material(store, name, number, vid)
@@ -317,7 +324,7 @@ def test_wrapped_material_is_bound_to_store_key_number_and_version_id():
     assert len(bindings) == 16
 
 
-def test_the_encoding_tells_apart_what_looks_alike():
+def test_the_encoding_tells_apart_what_looks_alike() -> None:
     """Injective: no two different rows give the same bytes."""
     rows: list[tuple[str, dict[str, int | str | bytes | None]]] = [
         ("t", {}),
@@ -337,7 +344,7 @@ def test_the_encoding_tells_apart_what_looks_alike():
     assert len({encode_row(bytes(16), *row) for row in rows}) == len(rows)
 
 
-def test_columns_that_are_null_do_not_count(made: MadeStore):
+def test_columns_that_are_null_do_not_count(made: MadeStore) -> None:
     """A migration that adds nullable columns leaves old rows' MACs valid."""
     authenticator = Authenticator(made.custodian, bytes(16))
     row: dict[str, int | str | bytes | None] = {"name": "a", "generation": 1}
@@ -347,12 +354,12 @@ def test_columns_that_are_null_do_not_count(made: MadeStore):
 
 
 @pytest.mark.parametrize("value", [1.0, True, 1 << 63, -(1 << 63) - 1])
-def test_values_that_no_column_has_are_refused(value: Any):
+def test_values_that_no_column_has_are_refused(value: Any) -> None:
     with pytest.raises(StoreTampered):
         encode_row(bytes(16), "t", {"a": value})
 
 
-def test_digests_hide_their_sums(made: MadeStore):
+def test_digests_hide_their_sums(made: MadeStore) -> None:
     """Two digests of the same rows differ, and both fit."""
     authenticator = Authenticator(made.custodian, bytes(16))
     total = sum(authenticator.compute_term(bytes([n]) * 32) for n in range(5))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from keyside_sidecar.store.authentication import Authenticator
+    from keyside_sidecar.store.snapshot import Mark
 
     Row = Mapping[str, Any]
 
@@ -50,9 +51,11 @@ class Reader:
     Args:
         connection: In a transaction.
         authenticator: The store's.
+        mark: What this process knew when the transaction began.
     """
 
-    def __init__(self, connection: Connection, authenticator: Authenticator) -> None:
+    def __init__(self, connection: Connection, authenticator: Authenticator, mark: Mark) -> None:
+        self.mark = mark
         self._connection = connection
         self._authenticator = authenticator
 

@@ -11,7 +11,7 @@ grow apart. It goes on refusing until the store is at least where it was.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from keyside_sidecar.errors import StoreTampered
@@ -34,10 +34,18 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The newest state of the store that this process knew of at some moment."""
+    """The newest state of the store that this process knew of at some moment.
+
+    Args:
+        generation: The store's.
+        mac: Of the store's own row.
+        era: How often everything had been forgotten: what a transaction reads that began before
+            that must not be remembered after it.
+    """
 
     generation: int
     mac: bytes
+    era: int = 0
 
 
 class Memory:
@@ -49,7 +57,7 @@ class Memory:
 
     def __init__(self, meta: Row) -> None:
         self._lock = threading.Lock()
-        self._mark = _mark(meta)
+        self._mark = Mark(meta["generation"], meta["mac"])
         self._snapshot: Snapshot | None = None
         self._indexes: dict[str, VersionIndex] = {}
 
@@ -58,28 +66,13 @@ class Memory:
         with self._lock:
             return self._mark
 
-    def remember(self, snapshot: Snapshot, index: VersionIndex | None = None) -> None:
-        """Take note of a state that was read, or that this process has committed."""
-        with self._lock:
-            generation = snapshot.meta["generation"]
-            if generation > self._mark.generation:
-                self._mark = _mark(snapshot.meta)
-            if self._snapshot is None or generation > self._snapshot.meta["generation"]:
-                self._snapshot = snapshot
-            if index is not None:
-                self._keep(index)
-
-    def load_snapshot(self, reader: Reader, mark: Mark) -> Snapshot:
+    def load_snapshot(self, reader: Reader) -> Snapshot:
         """Return the snapshot for the transaction that ``reader`` is in.
-
-        Args:
-            reader: Reads.
-            mark: Taken before the transaction began.
 
         Raises:
             StoreTampered: Something does not fit, or the store has gone back.
         """
-        meta = reader.read_meta()
+        meta, mark = reader.read_meta(), reader.mark
         if meta["generation"] < mark.generation:
             raise StoreTampered(
                 f"generation {meta['generation']}, older than {mark.generation} seen before,"
@@ -91,7 +84,7 @@ class Memory:
         if snapshot is not None and snapshot.meta["mac"] == meta["mac"]:
             return snapshot
         fresh = Snapshot(meta, reader.read_keys(meta))
-        self.remember(fresh)
+        self.remember(reader, fresh)
         return fresh
 
     def load_index(self, reader: Reader, key: Row) -> VersionIndex:
@@ -106,20 +99,34 @@ class Memory:
             return index
         fresh = reader.read_index(key)
         with self._lock:
-            self._keep(fresh)
+            self._keep(reader, fresh)
         return fresh
+
+    def remember(
+        self, reader: Reader, snapshot: Snapshot, index: VersionIndex | None = None
+    ) -> None:
+        """Take note of a state that ``reader`` has read, or that was committed after it."""
+        with self._lock:
+            generation = snapshot.meta["generation"]
+            if generation > self._mark.generation:
+                self._mark = Mark(generation, snapshot.meta["mac"], self._mark.era)
+            if reader.mark.era == self._mark.era and (
+                self._snapshot is None or generation > self._snapshot.meta["generation"]
+            ):
+                self._snapshot = snapshot
+            if index is not None:
+                self._keep(reader, index)
 
     def forget(self) -> None:
         """Check everything anew at the next use; the mark stays."""
         with self._lock:
+            self._mark = replace(self._mark, era=self._mark.era + 1)
             self._snapshot = None
             self._indexes.clear()
 
-    def _keep(self, index: VersionIndex) -> None:
+    def _keep(self, reader: Reader, index: VersionIndex) -> None:
         known = self._indexes.get(index.key_name)
-        if known is None or known.generation < index.generation:
+        if reader.mark.era == self._mark.era and (
+            known is None or known.generation < index.generation
+        ):
             self._indexes[index.key_name] = index
-
-
-def _mark(meta: Row) -> Mark:
-    return Mark(meta["generation"], meta["mac"])

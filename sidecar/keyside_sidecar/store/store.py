@@ -296,9 +296,9 @@ class Store:
     def _reading(self) -> Iterator[tuple[Reader, Snapshot]]:
         mark = self._memory.mark()
         with self._database.transaction() as connection:
-            reader = Reader(connection, self._authenticator)
+            reader = Reader(connection, self._authenticator, mark)
             try:
-                yield reader, self._memory.load_snapshot(reader, mark)
+                yield reader, self._memory.load_snapshot(reader)
             except StoreTampered:
                 # A newer program's rows don't fit either: that is no tampering.
                 schema.require_head(connection)
@@ -310,12 +310,12 @@ class Store:
         with self._database.transaction(write=True) as connection:
             # Migrated since this process started? Its rows would lack the new columns.
             schema.require_head(connection)
-            reader = Reader(connection, self._authenticator)
-            snapshot = self._memory.load_snapshot(reader, mark)
+            reader = Reader(connection, self._authenticator, mark)
+            snapshot = self._memory.load_snapshot(reader)
             draft = Draft(connection, self._authenticator, reader, snapshot)
             yield draft
         if draft.after is not None:
-            self._memory.remember(draft.after, draft.index)
+            self._memory.remember(draft.reader, draft.after, draft.index)
 
     def _read_current(self, reader: Reader, key: Row) -> Row:
         return reader.read_version(key, self._memory.load_index(reader, key), key["current_number"])

@@ -1,0 +1,44 @@
+"""What needs root skips without it; where CI runs, nothing may skip."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+_SKIPPED: list[str] = []
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked ``root``, unless root runs it."""
+    if os.geteuid() != 0 and item.get_closest_marker("root") is not None:
+        pytest.skip("needs root: takes other uids, namespaces or accounts")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Take note of a test that was skipped; one that was expected to fail is none."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _SKIPPED.append(report.nodeid)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Take note of a file that was skipped whole."""
+    if report.skipped:
+        _SKIPPED.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail the run with CI=true where anything was skipped."""
+    if _fails_run() and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say why the run fails."""
+    if _fails_run():
+        text = f"{len(_SKIPPED)} skipped, and CI=true: nothing may be skipped here"
+        terminalreporter.write_line(text, red=True)
+
+
+def _fails_run() -> bool:
+    return bool(_SKIPPED) and os.environ.get("CI") == "true"
