@@ -128,10 +128,8 @@ class Demo:
     def summarise(self) -> None:
         """Say what happened and where to go next."""
         print()
-        print(
-            f"Done. {self.records:,} secrets were encrypted by a service that never saw a key, survived"
-        )
-        print("rollovers of that key, and were moved to its current version without being opened.")
+        print(f"Done. {self.records:,} secrets were encrypted by a service that never saw a key,")
+        print("outlived rollovers of it, and were moved to its current version unopened.")
         print("Next: README.md (use it from your service), docs/configuration.md (set it up for")
         print("good), deploy/systemd/ (run it), docs/envelope.md (what the bytes mean).")
 

@@ -116,6 +116,9 @@ def check_socket(path: str, owner: ExpectedOwner) -> TrustedSocket:
             )
         address.check_length(resolved)
         if not os.access(resolved, os.W_OK, effective_ids=True):
+            # access says no as well where the file went, as when the sidecar restarts.
+            if _identify(os.lstat(resolved)) != _identify(facts):
+                raise FileNotFoundError
             raise _denied(resolved)
     except (FileNotFoundError, NotADirectoryError):
         raise Unavailable(

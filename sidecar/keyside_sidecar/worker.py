@@ -232,7 +232,7 @@ class Worker:
         Raises:
             StartupError: The mapping does not hold.
         """
-        from keyside_sidecar.self_call import SelfCallFailed, check_direct_refused, who_am_i
+        from keyside_sidecar.rpc.self_call import SelfCallFailed, check_direct_refused, who_am_i
 
         try:
             async with asyncio.timeout(_SELF_CALL_TIMEOUT_S):

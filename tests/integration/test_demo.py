@@ -16,7 +16,7 @@ SOMEBODY = 64300
 
 @pytest.mark.parametrize("as_root", [pytest.param(True, marks=pytest.mark.root), False])
 def test_the_demonstration_runs_to_its_end(as_root: bool) -> None:  # noqa: FBT001
-    """Encryption, two rollovers, rewrapping, a refusal and the user's own file; then nothing left."""
+    """Encryption, rollovers, rewrapping, a refusal and the user's own file."""
     with sidecar_directory() as directory:
         home = directory / "home"
         home.mkdir()

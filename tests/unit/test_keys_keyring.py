@@ -337,9 +337,9 @@ def test_a_look_up_overtaken_by_a_change_is_done_again(
             monkeypatch.setattr(Store, "find_version", find_slowly)
             call = asyncio.create_task(keyring.version(MAIL, 3, wanted))
             await until(loaded.is_set)
-            generation = keyring._watch._generation
             await asyncio.to_thread(set_state, other, MAIL, 3, "DISABLED")
-            await until(lambda: keyring._watch._generation > generation)
+            generation = other.read_meta().generation
+            await until(lambda: keyring._watch._generation == generation)
             hold.set()
             with pytest.raises(VersionDisabled):
                 await call
@@ -429,6 +429,7 @@ def test_a_row_changed_by_hand_is_noticed_refused_and_heals_when_it_is_put_right
         async with started(made, cached_versions=0) as keyring:
             old = keyring.current(MAIL)
             await keyring.rotate(MAIL, actor_uid=0, expected_current=1)
+            await until(lambda: keyring._watch._generation == 4)
             columns = "SELECT * FROM key_versions ORDER BY key_name, number"
             versions, keys = made.run(columns), made.run("SELECT * FROM keys ORDER BY name")
             made.run(statement)

@@ -32,7 +32,7 @@ def version(key: KeyName, number: int, state: VersionState = ARCHIVED) -> Opened
     ("state", "opens"),
     [(PENDING, True), (CURRENT, True), (ARCHIVED, True), (DISABLED, False), (DESTROYED, False)],
 )
-def test_which_states_open_envelopes(state: VersionState, opens: bool):  # noqa: FBT001
+def test_which_states_open_envelopes(state: VersionState, opens: bool) -> None:  # noqa: FBT001
     assert may_open(state) is opens
 
 

@@ -311,11 +311,12 @@ class Keyring:
         """
         key = version.info.key_name
         old = self._current.get(key)
-        if old is not None and old.info.number > version.info.number:
-            return
-        self._current[key] = version
-        if old is not None and old.info.number != version.info.number:
-            self._cache.put(old)
+        if old is None or old.info.number < version.info.number:
+            self._current[key] = version
+            if old is not None:
+                self._cache.put(old)
+        elif old.info.number == version.info.number:
+            self._current[key] = OpenedVersion(version.info, old.material)
 
     def _recall(self, key: KeyName, number: int) -> OpenedVersion | None:
         current = self._current.get(key)

@@ -148,6 +148,7 @@ def _make_server(
         ("grpc.max_concurrent_streams", config.sidecar.max_calls_per_uid),
         ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.so_reuseport", 0),
+        ("grpc.http2.bdp_probe", 0),
     ]
     if config.identity.membership == "process":
         # The groups were captured at connect, so a connection must not live for ever (I1).

@@ -57,24 +57,26 @@ class Channels:
 
     def __init__(self, target: str) -> None:
         self._target = target
-        self._open: dict[str, grpc.Channel] = {}
+        self._open: dict[str, Any] = {}
 
-    def find(self, name: str, options: list[tuple[str, Any]] | None = None) -> grpc.Channel:
+    def find(self, name: str, options: list[tuple[str, Any]] | None = None) -> Any:
         """Return the channel of that name, made if there is none."""
         if name not in self._open:
             all_options = [*OPTIONS, *map(tuple, options or [])]
             self._open[name] = grpc.insecure_channel(self._target, options=all_options)
         return self._open[name]
 
-    def close(self, name: str) -> None:
+    def close(self, channel: str) -> dict[str, Any]:
         """Close a channel."""
-        self._open.pop(name).close()
+        self._open.pop(channel).close()
+        return {}
 
 
-def start_call(channel: grpc.Channel, path: str, data: bytes, **settings: Any) -> Any:
-    """Begin a call through the generated stub; return its future or its stream of answers.
+def start_call(channel: Any, path: str, data: bytes, **settings: Any) -> tuple[Any, bool]:
+    """Begin a call through the generated stub; a method that no proto has is called as unary.
 
-    A method that no proto has is called as a unary one.
+    Returns:
+        The call, and whether it answers with a stream.
     """
     _, service, name = path.split("/")
     for messages, stubs in PROTOS:
@@ -85,11 +87,11 @@ def start_call(channel: grpc.Channel, path: str, data: bytes, **settings: Any) -
         request = message_factory.GetMessageClass(method.input_type).FromString(data)
         call = getattr(getattr(stubs, f"{found.name}Stub")(channel), name)
         if method.client_streaming:
-            return call(endless(request), **settings)
+            return call(endless(request), **settings), True
         if method.server_streaming:
-            return call(request, **settings)
-        return call.future(request, **settings)
-    return channel.unary_unary(path).future(data, **settings)
+            return call(request, **settings), True
+        return call.future(request, **settings), False
+    return channel.unary_unary(path).future(data, **settings), False
 
 
 def endless(request: Any) -> Iterator[Any]:
@@ -99,29 +101,38 @@ def endless(request: Any) -> Iterator[Any]:
 
 
 def call_once(
-    channels: Channels,
-    path: str,
-    data: str,
-    channel: str = "",
-    options: list[tuple[str, Any]] | None = None,
-    metadata: list[tuple[str, str]] | None = None,
-    timeout_s: float = 20.0,
+    channels: Channels, path: str, data: str, *, raw: bool = False, **settings: Any
 ) -> dict[str, Any]:
-    """Make one call; of a stream take the first answer."""
+    """Make one call; of a stream take the first answer.
+
+    Args:
+        channels: This process's channels.
+        path: The RPC's full name.
+        data: The request in base64.
+        raw: Send it without looking; it may be no message.
+        settings: ``channel`` (its name), ``options`` (of a new channel), ``metadata``,
+            ``timeout_s``.
+    """
     started_s = time.monotonic()
-    settings = {"timeout": timeout_s, "metadata": [tuple(pair) for pair in metadata or []]}
-    opened = channels.find(channel, options)
-    call = start_call(opened, path, base64.b64decode(data), **settings)
+    opened = channels.find(settings.get("channel", ""), settings.get("options"))
+    arguments = {
+        "timeout": settings.get("timeout_s", 20.0),
+        "metadata": [tuple(pair) for pair in settings.get("metadata", ())],
+    }
+    sent = base64.b64decode(data)
+    if raw:
+        call, streams = opened.unary_unary(path).future(sent, **arguments), False
+    else:
+        call, streams = start_call(opened, path, sent, **arguments)
     try:
-        streams = not hasattr(call, "result") or hasattr(call, "__next__")
         answer = next(call) if streams else call.result()
         call.cancel()
     except grpc.RpcError as error:
         return describe_error(error) | {"started_s": started_s, "ended_s": time.monotonic()}
-    raw = answer if isinstance(answer, bytes) else answer.SerializeToString()
+    message = answer if isinstance(answer, bytes) else answer.SerializeToString()
     return {
         "code": "OK",
-        "data": base64.b64encode(raw).decode(),
+        "data": base64.b64encode(message).decode(),
         "started_s": started_s,
         "ended_s": time.monotonic(),
     }
@@ -156,7 +167,7 @@ class Held:
         """Open streams and wait for each one's first answer; return the codes."""
         codes: collections.Counter[str] = collections.Counter()
         for _ in range(count):
-            call = start_call(channels.find(channel), path, b"", timeout=120)
+            call, _streams = start_call(channels.find(channel), path, b"", timeout=120)
             try:
                 next(call)
             except grpc.RpcError as error:
@@ -223,7 +234,7 @@ class PackageClient:
     def __init__(self, target: str) -> None:
         import keyside
 
-        self._errors: Any = keyside.errors.KeysideError
+        self._errors: Any = keyside.KeysideError
         self._client = keyside.Client(
             target, expected_owner=int(os.environ["KEYSIDE_TEST_OWNER"]), timeout_s=10
         )
@@ -247,18 +258,18 @@ def main() -> None:
         "hold": lambda **arguments: held.hold(channels, **arguments),
         "next": held.next_code,
         "release": held.release,
-        "close": lambda channel: channels.close(channel) or {},
+        "close": channels.close,
         "storm": lambda **arguments: storm(target, **arguments),
         "encrypt": lambda key: package.encrypt(key) if package else {},
     }
-    print(json.dumps({"pid": os.getpid()}), flush=True)  # noqa: T201
+    print(json.dumps({"pid": os.getpid()}), flush=True)
     for number in itertools.count():
         line = sys.stdin.readline()
         if not line:
             break
         request = json.loads(line)
         answer = actions[request.pop("action")](**request)
-        print(json.dumps({"number": number, **answer}), flush=True)  # noqa: T201
+        print(json.dumps({"number": number, **answer}), flush=True)
     os._exit(0)  # a stream that is still open would keep the interpreter from ending
 
 

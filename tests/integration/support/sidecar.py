@@ -65,6 +65,8 @@ class Sidecar:
         config: The text of everything below ``[sidecar]``, ``[store]`` and ``[root_key]``.
         identity: The lines of ``[identity]``.
         settings: Further lines of ``[sidecar]``.
+        descriptors: What the daemon inherits.
+        notified: What it has told its service manager, over all its runs.
     """
 
     directory: Path
@@ -75,6 +77,9 @@ class Sidecar:
     launcher: Sequence[str] = ()
     account: str = f"user = {SIDECAR_UID}\ngroup = {SIDECAR_GID}" if IS_ROOT else ""
     process: subprocess.Popen[bytes] | None = None
+    descriptors: Sequence[int] = ()
+    notified: list[str] = field(default_factory=list)
+    _manager: sockets.socket | None = None
 
     @property
     def socket(self) -> Path:
@@ -158,7 +163,8 @@ path = "{self.root_key}"
 
     def start(self, *, wait: bool = True) -> None:
         """Start the daemon and wait for READY=1."""
-        with notify_socket() as (name, ready), self.log.open("ab") as log:
+        name, self._manager = make_notify_socket()
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
                     *self.launcher,
@@ -174,28 +180,38 @@ path = "{self.root_key}"
                 stderr=log,
                 stdout=log,
                 start_new_session=True,
+                pass_fds=self.descriptors,
             )
-            if wait:
-                self._wait_ready(ready)
+        if wait:
+            self.await_notification("READY=1")
 
-    def _wait_ready(self, ready: sockets.socket) -> None:
+    def await_notification(self, state: str) -> None:
+        """Wait until the daemon tells its service manager ``state``."""
         assert self.process is not None
+        assert self._manager is not None
         deadline = time.monotonic() + START_TIMEOUT_S
-        ready.settimeout(0.05)
+        self._manager.settimeout(0.05)
         while time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
-                if b"READY=1" in ready.recv(4096):
+                self.notified.append(self._manager.recv(4096).decode())
+                if self.notified[-1] == state:
                     return
             if self.process.poll() is not None:
                 raise AssertionError(f"the sidecar ended: {self.log.read_text()}")
-        raise AssertionError(f"the sidecar did not become ready: {self.log.read_text()}")
+        raise AssertionError(f"the sidecar did not say {state}: {self.log.read_text()}")
 
     def stop(self, timeout_s: float = 30.0) -> int:
         """Stop with SIGTERM; return the exit code."""
         assert self.process is not None
         self.process.terminate()
+        return self.wait(timeout_s)
+
+    def wait(self, timeout_s: float = 30.0) -> int:
+        """Wait for the daemon's end; return the exit code."""
+        assert self.process is not None
         code = self.process.wait(timeout_s)
         self.process = None
+        self._dismiss_manager()
         return code
 
     def kill(self) -> None:
@@ -204,8 +220,14 @@ path = "{self.root_key}"
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.process = None
+        self.wait()
+
+    def _dismiss_manager(self) -> None:
+        if self._manager is not None:
+            self._manager.setblocking(False)
+            with self._manager, contextlib.suppress(BlockingIOError):
+                while True:
+                    self.notified.append(self._manager.recv(4096).decode())
 
     def workers(self) -> list[int]:
         """Return the pids of the workers."""
@@ -260,13 +282,12 @@ client = keyside.Client(expected_owner=int(os.environ["KEYSIDE_TEST_OWNER"]))
 """
 
 
-@contextlib.contextmanager
-def notify_socket() -> Iterator[tuple[str, sockets.socket]]:
-    """Give a NOTIFY_SOCKET, as a service manager would."""
-    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM) as receiver:
-        name = f"ks-test-{os.getpid()}-{time.monotonic_ns()}"
-        receiver.bind("\0" + name)
-        yield "@" + name, receiver
+def make_notify_socket() -> tuple[str, sockets.socket]:
+    """Return a NOTIFY_SOCKET, and a service manager's end of it."""
+    name = f"ks-test-{os.getpid()}-{time.monotonic_ns()}"
+    manager = sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM)
+    manager.bind("\0" + name)
+    return "@" + name, manager
 
 
 @contextlib.contextmanager
