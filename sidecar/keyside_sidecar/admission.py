@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
+
+_KEPT_FOR_INSIDERS: Final = 4
 
 
 @dataclass(slots=True)
@@ -21,10 +24,19 @@ class Ledger:
     _by_worker: dict[int, int] = field(default_factory=dict)
     _next_number: int = 1
 
-    def has_room(self, uid: int) -> bool:
-        """Return whether one more connection of ``uid`` may be taken."""
+    def has_room(self, uid: int, *, insider: bool = True) -> bool:
+        """Return whether one more connection of ``uid`` may be taken.
+
+        Args:
+            uid: Whose.
+            insider: Policy may allow the caller something. The last quarter of the room is kept
+                for those, so that strangers can't take it all, however many uids they have.
+        """
+        room = self.max_connections
+        if not insider:
+            room -= room // _KEPT_FOR_INSIDERS
         return (
-            len(self._owners) < self.max_connections
+            len(self._owners) < room
             and self._by_uid.get(uid, 0) < self.max_connections_per_uid
         )
 
@@ -37,11 +49,12 @@ class Ledger:
         self._by_worker[worker] = self._by_worker.get(worker, 0) + 1
         return number
 
-    def remove(self, number: int) -> None:
-        """Forget a connection; one that is not known is ignored."""
-        owner = self._owners.pop(number, None)
-        if owner is None:
+    def remove(self, number: int, *, worker: int | None = None) -> None:
+        """Forget a connection; one that is not known, or not ``worker``'s, is ignored."""
+        owner = self._owners.get(number)
+        if owner is None or worker not in {None, owner[1]}:
             return
+        del self._owners[number]
         uid, worker = owner
         _decrement(self._by_uid, uid)
         _decrement(self._by_worker, worker)

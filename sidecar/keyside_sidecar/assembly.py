@@ -13,7 +13,7 @@ from keyside_sidecar.peer.identity import Identifier
 from keyside_sidecar.peer.membership import Membership
 from keyside_sidecar.peer.relay import Relay, make_buffer
 from keyside_sidecar.peer.tickets import TicketRegistry
-from keyside_sidecar.rpc.calls import CallLimits
+from keyside_sidecar.rpc.calls import Limits
 from keyside_sidecar.rpc.encryption import EncryptionServicer
 from keyside_sidecar.rpc.guard import Guard
 from keyside_sidecar.rpc.health import HealthServicer
@@ -26,6 +26,7 @@ from keyside_sidecar.store import Store
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+    from pathlib import Path
 
     from keyside_sidecar.peer.connection import Connection
     from keyside_sidecar.serving import ServingBoard
@@ -38,9 +39,12 @@ class Parts:
     Args:
         settings: What the worker was given.
         board: Where problems are gathered.
+        directory: For the inner sockets.
     """
 
-    def __init__(self, settings: WorkerSettings, board: ServingBoard) -> None:
+    def __init__(
+        self, settings: WorkerSettings, board: ServingBoard, directory: Path
+    ) -> None:
         config, policy = settings.config, settings.policy
         clock = SystemClock()
         custodian = open_custodian(config.root_key)
@@ -69,14 +73,14 @@ class Parts:
             identifier=self.identifier,
             policy=policy,
             # A worker's share of the host's limits, rounded up.
-            limits=CallLimits(
+            limits=Limits(
                 -(-config.sidecar.max_calls // share), -(-config.sidecar.max_calls_per_uid // share)
             ),
             refusals=self.refusals,
         )
         self.servers = InnerServers(
             config,
-            settings.directory,
+            directory,
             guard=guard,
             encryption=EncryptionServicer(config, self.keyring, clock),
             keys=KeyServicer(config, policy, self.keyring),

@@ -6,22 +6,30 @@ descriptors (the caller's socket, then its pidfd where there is one)::
     supervisor ──► worker    {"connection": N, "credential": "..."}  + descriptors
                              {"drain": seconds}
     worker ──► supervisor    {"ready": true}
+                             {"alive": true}     each second
                              {"closed": N}
 
-Only these two hold the ends, so a packet that does not parse is a defect and ends the worker.
+A packet that is not of this form ends the worker, whichever side sees it.
 """
 
 from __future__ import annotations
 
 import array
 import json
+import os
 import socket
 from dataclasses import dataclass
 from typing import Any, Final
 
+from keyside_sidecar.errors import SidecarError
+
 _MAX_PACKET_BYTES: Final = 128 * 1024
 _MAX_DESCRIPTORS: Final = 2
 _INT: Final = array.array("i")
+
+
+class HandoverError(SidecarError):
+    """What came through the channel is not a packet of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +69,10 @@ class Channel:
 
         Raises:
             BlockingIOError: There is none now.
+            HandoverError: It is not a whole packet of ours; its descriptors have been closed.
         """
         # socket.recv_fds ignores its flags argument, so the descriptors would be inheritable.
-        data, ancillary, _flags, _address = self._end.recvmsg(
+        data, ancillary, flags, _address = self._end.recvmsg(
             _MAX_PACKET_BYTES,
             socket.CMSG_SPACE(_MAX_DESCRIPTORS * _INT.itemsize),
             socket.MSG_CMSG_CLOEXEC,
@@ -75,7 +84,17 @@ class Channel:
                 descriptors.frombytes(content[:whole])
         if not data:
             return None
-        return Packet(json.loads(data), tuple(descriptors))
+        try:
+            if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+                raise HandoverError("a packet or its descriptors were cut short")  # noqa: TRY301
+            fields = json.loads(data)
+            if not isinstance(fields, dict):
+                raise HandoverError("a packet is no JSON object")  # noqa: TRY301
+        except (ValueError, RecursionError, HandoverError) as error:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise HandoverError(f"a packet can't be used: {error}") from None
+        return Packet(fields, tuple(descriptors))
 
     def close(self) -> None:
         """Close this end."""

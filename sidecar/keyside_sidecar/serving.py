@@ -5,7 +5,8 @@
 STARTING and DRAINING are NOT_SERVING for everything. While RUNNING (I12), ``""`` and
 EncryptionService serve as long as every key's current version is in memory, store or no store: a
 liveness probe must not kill a sidecar that serves from memory. KeyService needs the store.
-StatusService always answers.
+StatusService always answers. A store that was tampered with turns ``""`` red, and KeyService (I6);
+EncryptionService goes on with what was authentic when it was read.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ class Problem:
         since: When it was first seen.
         blocks_encryption: It keeps some EncryptionService call from being served.
         blocks_keys: It keeps KeyService from being served.
+        summary_for_strangers: What callers who are allowed nothing are told in its place; nothing
+            unless given.
+        is_alarm: It turns health red for the sidecar as a whole, whatever is still served (I6).
     """
 
     reason: str
@@ -48,6 +52,8 @@ class Problem:
     since: datetime
     blocks_encryption: bool = False
     blocks_keys: bool = False
+    summary_for_strangers: str = ""
+    is_alarm: bool = False
 
 
 class ServingBoard:
@@ -82,6 +88,12 @@ class ServingBoard:
         """Return whether EncryptionService is served."""
         return self.phase is Phase.RUNNING and not any(
             problem.blocks_encryption for problem in self.problems()
+        )
+
+    def is_well(self) -> bool:
+        """Return whether the sidecar as a whole serves, and nothing raises an alarm."""
+        return self.serves_encryption() and not any(
+            problem.is_alarm for problem in self.problems()
         )
 
     def serves_keys(self) -> bool:

@@ -1,15 +1,14 @@
 """The supervisor: accepts, asks the kernel who is calling, enforces limits, keeps workers alive.
 
-It holds no key and never imports gRPC, so that it can fork at any time. It is one plain loop over
-``selectors``::
+It holds no key and never imports gRPC, so that it can fork at any time (``crew.py``). It is one
+plain loop (``loop.py``)::
 
     STARTING ──all workers ready──► RUNNING ──SIGTERM/SIGINT──► DRAINING ──► exit
+        └──a worker ends──► exit with its code
 
-    a worker:  FORKED ──"ready"──► READY ──"drain"──► DRAINING ──exit──► reaped
-               FORKED ──exit──► the start has failed: the supervisor exits with the same code
-               READY ──exit──► a successor is forked, after a pause that grows while they keep dying
-
-A connection that arrives before a worker is ready waits; the worker's own call to itself
+In RUNNING a worker that ends is replaced, after a pause that grows while they keep dying. A
+connection that arrives while no worker takes any waits for a few seconds and is then closed: gRPC
+tells that caller UNAVAILABLE, which is the truth. A starting worker's own call to itself
 (``worker.py``) goes to the worker that makes it.
 """
 
@@ -18,35 +17,31 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import itertools
 import logging
-import os
 import resource
-import selectors
-import shutil
 import signal
 import socket
-import tempfile
 import time
 from collections import deque
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar import notify
 from keyside_sidecar.admission import Ledger
+from keyside_sidecar.crew import Arrival, Crew, Member
 from keyside_sidecar.errors import StartupError
-from keyside_sidecar.handover import Channel, make_channels
 from keyside_sidecar.log import event
-from keyside_sidecar.peer.credential import PeerCredential, read_credential
+from keyside_sidecar.loop import Loop
+from keyside_sidecar.peer.credential import read_credential
+from keyside_sidecar.peer.kernel import Kernel, Ucred
 from keyside_sidecar.peer.pidfd import boot_time_s
 from keyside_sidecar.worker import WorkerSettings, run_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from keyside_sidecar.access.policy import Policy
     from keyside_sidecar.config import Config
+    from keyside_sidecar.handover import Channel
+    from keyside_sidecar.peer.credential import PeerCredential
     from keyside_sidecar.peer.listener import Listener
 
 _log = logging.getLogger(__name__)
@@ -55,9 +50,13 @@ _ACCEPTS_PER_TURN: Final = 64
 _ACCEPT_PAUSE_S: Final = 0.1
 _RESTART_PAUSE_S: Final = 0.25
 _MAX_RESTART_PAUSE_S: Final = 10.0
-_STEADY_AFTER_S: Final = 30.0
+_STEADY_AFTER_CHECKS: Final = 30
 _KILL_AFTER_S: Final = 3.0
-_SUN_PATH_BYTES: Final = 107
+_WAIT_FOR_WORKER_S: Final = 5.0
+_REPORT_EVERY_S: Final = 30.0
+_EX_SOFTWARE: Final = 70
+# In the ledger, of a connection that waits for a worker.
+_NO_WORKER: Final = -1
 # The caller's socket, both ends of the inner connection, and the pidfd.
 _DESCRIPTORS_PER_CONNECTION: Final = 4
 _DESCRIPTORS_BESIDE: Final = 128
@@ -72,33 +71,6 @@ class Account:
     groups: tuple[int, ...]
 
 
-@dataclass(slots=True)
-class _Child:
-    """A worker's process, as the supervisor knows it."""
-
-    index: int
-    pid: int
-    channel: Channel
-    directory: Path
-    started_s: float
-    ready: bool = False
-
-
-@dataclass(slots=True)
-class _Arrival:
-    """An accepted connection on its way to a worker."""
-
-    connection: socket.socket
-    credential: PeerCredential
-    pidfd: int | None
-
-    def close(self) -> None:
-        self.connection.close()
-        if self.pidfd is not None:
-            os.close(self.pidfd)
-
-
-@dataclass(slots=True)
 class Supervisor:
     """Runs one sidecar on one listening socket.
 
@@ -109,67 +81,62 @@ class Supervisor:
         account: Whom workers run as; None to stay as the supervisor is.
     """
 
-    config: Config
-    policy: Policy
-    listener: Listener
-    account: Account | None
-    _ledger: Ledger = field(init=False)
-    _relevant_gids: frozenset[int] = field(init=False)
-    _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
-    _children: dict[int, _Child] = field(default_factory=dict)
-    _waiting: deque[_Arrival] = field(default_factory=deque)
-    _timers: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
-    _announced: bool = False
-    _draining: bool = False
-    _exit_code: int = 0
-    _restart_pause_s: float = _RESTART_PAUSE_S
-    _indexes: itertools.count[int] = field(default_factory=itertools.count)
-    _refused_connections: int = 0
-    _wakeups: tuple[socket.socket, socket.socket] | None = None
-
-    def __post_init__(self) -> None:
-        limits = self.config.sidecar
-        self._relevant_gids = self.policy.gids
+    def __init__(
+        self, config: Config, policy: Policy, listener: Listener, account: Account | None
+    ) -> None:
+        self._config = config
+        self._policy_gids = policy.gids
+        self._policy_uids = policy.uids
+        self._listener = listener
+        self._kernel = Kernel()
+        limits = config.sidecar
         self._ledger = Ledger(limits.max_connections, limits.max_connections_per_uid)
+        self._loop = Loop()
+        self._crew = Crew(
+            self._loop,
+            self._ledger,
+            work=self._work,
+            on_ready=self._on_ready,
+            on_room=self._dispatch_waiting,
+            on_ended=self._on_worker_ended,
+        )
+        self._settings = WorkerSettings(
+            config=config,
+            policy=policy,
+            uid=account.uid if account else None,
+            gid=account.gid if account else None,
+            groups=account.groups if account else (),
+            public_path=listener.path,
+        )
+        self._waiting: deque[tuple[float, int, Arrival]] = deque()
+        self._wakeups: tuple[socket.socket, socket.socket] | None = None
+        self._announced = False
+        self._draining = False
+        self._exit_code = 0
+        self._restart_pause_s = _RESTART_PAUSE_S
+        self._refused_connections = 0
 
     def run(self) -> int:
         """Serve until told to stop; return the exit code.
 
         Raises:
-            StartupError: A private directory can't be made.
+            OSError: The host has no room for the first workers.
         """
         self._catch_signals()
-        self._watch(self.listener.socket, self._accept)
-        for _ in range(self.config.sidecar.workers):
-            self._fork_worker()
+        self._loop.watch(self._listener.fileno(), self._accept)
         try:
-            while self._children or not self._draining:
-                self._turn()
+            for _ in range(self._config.sidecar.workers):
+                self._crew.fork()
+            while self._crew or not self._draining:
+                self._loop.turn()
         finally:
-            self._release()
+            for member in self._crew:
+                self._crew.kill(member, "the supervisor ends")
+            signal.set_wakeup_fd(-1)
+            self._loop.close()
+            self._listener.close()
+            self._listener.release()
         return self._exit_code
-
-    # -- the loop ---------------------------------------------------------------------------
-
-    def _turn(self) -> None:
-        now_s = time.monotonic()
-        timeout_s = max(0.0, min((due for due, _ in self._timers), default=now_s + 60.0) - now_s)
-        for key, _events in self._selector.select(timeout_s):
-            # An earlier handler of this turn may have closed what this event is about.
-            if self._selector.get_map().get(key.fd) is key:
-                handler: Callable[[], None] = key.data
-                handler()
-        now_s = time.monotonic()
-        due = [act for at, act in self._timers if at <= now_s]
-        self._timers = [(at, act) for at, act in self._timers if at > now_s]
-        for act in due:
-            act()
-
-    def _watch(self, source: socket.socket | Channel, handler: Callable[[], None]) -> None:
-        self._selector.register(source.fileno(), selectors.EVENT_READ, handler)
-
-    def _after(self, delay_s: float, act: Callable[[], None]) -> None:
-        self._timers.append((time.monotonic() + delay_s, act))
 
     def _catch_signals(self) -> None:
         receiver, sender = socket.socketpair()
@@ -179,14 +146,14 @@ class Supervisor:
         signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, _ignore)  # the wake-up descriptor carries the number
-        self._watch(receiver, self._on_signal)
+        self._loop.watch(receiver.fileno(), self._on_signal)
 
     def _on_signal(self) -> None:
         assert self._wakeups is not None  # noqa: S101
         with contextlib.suppress(BlockingIOError):
             numbers = set(self._wakeups[0].recv(4096))
             if signal.SIGCHLD in numbers:
-                self._reap()
+                self._crew.reap()
             if numbers & {signal.SIGTERM, signal.SIGINT}:
                 self._drain("told to stop")
             if signal.SIGHUP in numbers:
@@ -197,76 +164,85 @@ class Supervisor:
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_PER_TURN):
             try:
-                connection, _address = self.listener.socket.accept()
+                connection, _address = self._listener.socket.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
                 if error.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
                     raise
                 event(_log, logging.ERROR, "can't accept", error=str(error))
-                self._selector.unregister(self.listener.socket.fileno())
-                self._after(_ACCEPT_PAUSE_S, self._resume_accepting)
+                self._loop.unwatch(self._listener.fileno())
+                self._loop.after(_ACCEPT_PAUSE_S, self._resume_accepting)
                 return
             self._admit(connection)
 
     def _resume_accepting(self) -> None:
         if not self._draining:
-            self._watch(self.listener.socket, self._accept)
+            self._loop.watch(self._listener.fileno(), self._accept)
 
     def _admit(self, connection: socket.socket) -> None:
-        process_mode = self.config.identity.membership == "process"
         accepted_s = boot_time_s()
+        try:
+            peer = self._kernel.read_ucred(connection)
+            starting = self._crew.find_starting(peer.pid)
+            # Asked first, with one cheap call: who floods must not make us read /proc each time.
+            if starting is None and not self._has_room(connection, peer):
+                connection.close()
+                self._note_refused_connection(peer.uid)
+                return
+        except OSError as error:
+            connection.close()
+            event(_log, logging.WARNING, "connection dropped", error=str(error))
+            return
+        process_mode = self._config.identity.membership == "process"
         credential, pidfd = read_credential(
             connection, process_mode=process_mode, accepted_s=accepted_s
         )
-        arrival = _Arrival(connection, credential, pidfd)
-        own = next((c for c in self._children.values() if c.pid == credential.pid), None)
-        if own is not None and not own.ready:
-            self._hand_over(arrival, own)
-        elif not self._ledger.has_room(credential.uid):
-            arrival.close()
-            self._note_refused_connection(credential.uid)
-        elif self._ready_children():
-            self._dispatch(arrival)
-        elif len(self._waiting) < self.config.sidecar.max_connections:
-            self._waiting.append(arrival)
-        else:
-            arrival.close()
-            self._note_refused_connection(credential.uid)
+        arrival = Arrival(connection, self._without_idle_groups(credential), pidfd)
+        if starting is not None:
+            self._crew.hand_over(arrival, starting, arrival.credential)
+        elif not self._dispatch(arrival):
+            number = self._ledger.add(peer.uid, _NO_WORKER)
+            self._waiting.append((time.monotonic() + _WAIT_FOR_WORKER_S, number, arrival))
+            self._loop.after(_WAIT_FOR_WORKER_S, self._give_up_waiting)
 
-    def _dispatch(self, arrival: _Arrival) -> None:
-        ready = self._ready_children()
-        index = self._ledger.least_loaded([child.index for child in ready])
-        self._hand_over(arrival, next(child for child in ready if child.index == index))
+    def _has_room(self, connection: socket.socket, peer: Ucred) -> bool:
+        """Whether a connection may be taken. A part of the room is kept for callers who, by what
+        the kernel captured, may be allowed something. This decides about room, and nothing else."""
+        if self._ledger.has_room(peer.uid, insider=True) and (
+            peer.uid in self._policy_uids
+            or peer.gid in self._policy_gids
+            or not self._policy_gids.isdisjoint(self._kernel.read_groups(connection))
+        ):
+            return True
+        return self._ledger.has_room(peer.uid, insider=False)
 
-    def _hand_over(self, arrival: _Arrival, child: _Child) -> None:
-        credential = arrival.credential
-        number = self._ledger.add(credential.uid, child.index)
-        descriptors = [arrival.connection.fileno()]
-        if arrival.pidfd is not None:
-            descriptors.append(arrival.pidfd)
-        fields = {
-            "connection": number,
-            "credential": self._without_idle_groups(credential).to_json(),
-        }
-        try:
-            child.channel.send(fields, tuple(descriptors))
-        except OSError as error:  # a worker that does not keep up, or has just died
+    def _dispatch(self, arrival: Arrival) -> bool:
+        ready = self._crew.ready()
+        if not ready:
+            return False
+        index = self._ledger.least_loaded([member.index for member in ready])
+        member = next(member for member in ready if member.index == index)
+        self._crew.hand_over(arrival, member, arrival.credential)
+        return True
+
+    def _give_up_waiting(self) -> None:
+        now_s = time.monotonic()
+        while self._waiting and self._waiting[0][0] <= now_s:
+            _until_s, number, arrival = self._waiting.popleft()
             self._ledger.remove(number)
-            event(_log, logging.WARNING, "worker took no connection", error=str(error))
-        finally:
             arrival.close()
 
     def _without_idle_groups(self, credential: PeerCredential) -> PeerCredential:
         """Leave out groups that no policy names: thousands of them would not fit a packet."""
         if credential.groups is None:
             return credential
-        groups = tuple(gid for gid in credential.groups if gid in self._relevant_gids)
+        groups = tuple(gid for gid in credential.groups if gid in self._policy_gids)
         return dataclasses.replace(credential, groups=groups)
 
     def _note_refused_connection(self, uid: int) -> None:
         if not self._refused_connections:
-            self._after(_STEADY_AFTER_S, self._write_refused_connections)
+            self._loop.after(_REPORT_EVERY_S, self._write_refused_connections)
             event(
                 _log,
                 logging.WARNING,
@@ -284,128 +260,54 @@ class Supervisor:
 
     # -- workers ----------------------------------------------------------------------------
 
-    def _ready_children(self) -> list[_Child]:
-        return [child for child in self._children.values() if child.ready]
-
-    def _fork_worker(self) -> None:
-        if self._draining:
-            return
-        directory = self._make_private_directory()
-        ours, theirs = make_channels()
-        account = self.account
-        settings = WorkerSettings(
-            config=self.config,
-            policy=self.policy,
-            uid=account.uid if account else None,
-            gid=account.gid if account else None,
-            groups=account.groups if account else (),
-            public_path=self.listener.path,
-            directory=directory,
-        )
-        pid = os.fork()
-        if pid == 0:
-            code = 70
-            try:
-                self._become_child(ours)
-                code = run_worker(settings, theirs)
-            finally:
-                logging.shutdown()
-                os._exit(code)
-        theirs.close()
-        child = _Child(next(self._indexes), pid, ours, directory, time.monotonic())
-        self._children[pid] = child
-        self._watch(ours, lambda: self._on_packet(child))
-
-    def _become_child(self, ours: Channel) -> None:
+    def _work(self, channel: Channel) -> int:
+        """Run a worker; in its process."""
         signal.set_wakeup_fd(-1)
         if self._wakeups is not None:
             for end in self._wakeups:
                 end.close()
-        self._selector.close()
-        ours.close()
-        self.listener.close_in_child()
-        for child in self._children.values():
-            child.channel.close()
-        for arrival in self._waiting:
+        self._listener.close_in_child()
+        for _until_s, _number, arrival in self._waiting:
             arrival.close()
+        return run_worker(self._settings, channel)
 
-    def _make_private_directory(self) -> Path:
-        prefix = _private_prefix(self.listener.path)
-        for parent in _private_parents(self.listener.path):
-            try:
-                directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-            except OSError:
-                continue
-            if len(os.fsencode(directory / "m")) > _SUN_PATH_BYTES:
-                directory.rmdir()
-                continue
-            if self.account is not None:
-                os.chown(directory, self.account.uid, self.account.gid)
-            return directory
-        raise StartupError(
-            "no directory for the workers' private sockets can be made",
-            remedy="let the sidecar's account write to the socket's directory, or set "
-            "RuntimeDirectory= in its unit",
-        )
+    def _dispatch_waiting(self) -> None:
+        while self._waiting and self._crew.ready():
+            _until_s, number, arrival = self._waiting.popleft()
+            self._ledger.remove(number)
+            self._dispatch(arrival)
 
-    def _on_packet(self, child: _Child) -> None:
-        try:
-            packet = child.channel.receive()
-        except BlockingIOError:
-            return
-        except OSError:
-            packet = None
-        if packet is None:
-            self._selector.unregister(child.channel.fileno())
-            return  # SIGCHLD says the rest
-        if "closed" in packet.fields:
-            self._ledger.remove(packet.fields["closed"])
-        elif "ready" in packet.fields:
-            self._on_ready(child)
-
-    def _on_ready(self, child: _Child) -> None:
-        child.ready = True
-        event(_log, logging.INFO, "worker ready", pid=child.pid)
-        while self._waiting:
-            arrival = self._waiting.popleft()
-            if self._ledger.has_room(arrival.credential.uid):
-                self._dispatch(arrival)
-            else:
-                arrival.close()
-        if len(self._ready_children()) == self.config.sidecar.workers and not self._announced:
+    def _on_ready(self, _member: Member) -> None:
+        self._dispatch_waiting()
+        if not self._announced and len(self._crew.ready()) == self._config.sidecar.workers:
             self._announced = True
-            event(_log, logging.INFO, "serving", socket=self.listener.path)
+            event(_log, logging.INFO, "serving", socket=self._listener.path)
             notify.sd_notify("READY=1")
 
-    def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
-            child = self._children.pop(pid, None)
-            if child is not None:
-                self._on_worker_ended(child, os.waitstatus_to_exitcode(status))
-
-    def _on_worker_ended(self, child: _Child, code: int) -> None:
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(child.channel.fileno())
-        child.channel.close()
-        shutil.rmtree(child.directory, ignore_errors=True)
-        self._ledger.remove_worker(child.index)
+    def _on_worker_ended(self, member: Member, code: int) -> None:
         if self._draining:
             return
-        if not self._announced and not child.ready:
-            self._exit_code = code if code > 0 else 70
+        if not self._announced and not member.ready:
+            self._exit_code = code if code > 0 else _EX_SOFTWARE
             self._drain("a worker could not start")
             return
-        event(_log, logging.ERROR, "worker ended; starting another", pid=child.pid, code=code)
-        if time.monotonic() - child.started_s > _STEADY_AFTER_S:
+        event(_log, logging.ERROR, "worker ended; starting another", pid=member.pid, code=code)
+        if member.checks > _STEADY_AFTER_CHECKS:
             self._restart_pause_s = _RESTART_PAUSE_S
-        self._after(self._restart_pause_s, self._fork_worker)
+        self._replace_later()
+
+    def _replace_later(self) -> None:
+        self._loop.after(self._restart_pause_s, self._replace)
         self._restart_pause_s = min(self._restart_pause_s * 2, _MAX_RESTART_PAUSE_S)
+
+    def _replace(self) -> None:
+        if self._draining:
+            return
+        try:
+            self._crew.fork()
+        except OSError as error:  # the healthy workers must not suffer for it
+            event(_log, logging.ERROR, "can't start a worker", error=str(error))
+            self._replace_later()
 
     # -- the end ----------------------------------------------------------------------------
 
@@ -415,54 +317,17 @@ class Supervisor:
         self._draining = True
         event(_log, logging.INFO, "stopping", why=why)
         notify.sd_notify("STOPPING=1")
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(self.listener.socket.fileno())
-        self.listener.close()
-        for arrival in self._waiting:
-            arrival.close()
-        self._waiting.clear()
-        grace_s = self.config.sidecar.drain_timeout_s
-        for child in self._children.values():
-            with contextlib.suppress(OSError):
-                child.channel.send({"drain": grace_s})
-        self._after(grace_s + _KILL_AFTER_S, self._kill_stragglers)
+        self._loop.unwatch(self._listener.fileno())
+        self._listener.close()
+        while self._waiting:
+            self._waiting.popleft()[2].close()
+        grace_s = self._config.sidecar.drain_timeout_s
+        self._crew.drain(grace_s)
+        self._loop.after(grace_s + _KILL_AFTER_S, self._kill_stragglers)
 
     def _kill_stragglers(self) -> None:
-        for pid in self._children:
-            event(_log, logging.ERROR, "worker does not end; killing it", pid=pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def _release(self) -> None:
-        for child in self._children.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGKILL)
-            shutil.rmtree(child.directory, ignore_errors=True)
-        signal.set_wakeup_fd(-1)
-        self._selector.close()
-
-
-def _private_parents(public_path: str) -> list[str]:
-    parents = [str(Path(public_path).parent)]
-    runtime = os.environ.get("RUNTIME_DIRECTORY", "").split(":", maxsplit=1)[0]
-    if runtime:
-        parents.append(runtime)
-    return [*parents, tempfile.gettempdir()]
-
-
-def _private_prefix(public_path: str) -> str:
-    return f".{Path(public_path).name}~"
-
-
-def remove_stale_directories(public_path: str) -> None:
-    """Remove private directories that a killed sidecar left beside its socket.
-
-    Call only while holding the socket's lock: those of a live sidecar look the same.
-    """
-    prefix = _private_prefix(public_path)
-    for entry in Path(public_path).parent.iterdir():
-        if entry.name.startswith(prefix):
-            shutil.rmtree(entry, ignore_errors=True)
+        for member in self._crew:
+            self._crew.kill(member, "it does not end")
 
 
 def _ignore(_number: int, _frame: object) -> None:

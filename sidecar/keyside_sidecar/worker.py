@@ -23,10 +23,17 @@ from typing import TYPE_CHECKING, Any, Final
 from keyside.names import KeyName
 from keyside_sidecar import hardening
 from keyside_sidecar.clock import SystemClock
-from keyside_sidecar.errors import SidecarError, StartupError
+from keyside_sidecar.errors import (
+    CustodianUnavailable,
+    SidecarError,
+    StartupError,
+    StoreUnavailable,
+)
+from keyside_sidecar.handover import HandoverError
 from keyside_sidecar.log import event
 from keyside_sidecar.peer.connection import Connection
 from keyside_sidecar.peer.credential import PeerCredential
+from keyside_sidecar.peer.private_directory import PrivateDirectory
 from keyside_sidecar.serving import Phase, Problem, ServingBoard
 
 if TYPE_CHECKING:
@@ -41,8 +48,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_EX_UNAVAILABLE: Final = 69
 _EXIT_FAILED: Final = 70
+_EX_CONFIG: Final = 78
 _SELF_CALL_TIMEOUT_S: Final = 10.0
+_PULSE_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,6 @@ class WorkerSettings:
         gid: That account's group.
         groups: That account's supplementary groups.
         public_path: The public socket's path, for the start-up self-call.
-        directory: A private directory (0700, the account's) for the inner sockets.
     """
 
     config: Config
@@ -65,7 +74,6 @@ class WorkerSettings:
     gid: int | None
     groups: tuple[int, ...]
     public_path: str
-    directory: Path
 
 
 def run_worker(settings: WorkerSettings, channel: Channel) -> int:
@@ -81,6 +89,7 @@ def run_worker(settings: WorkerSettings, channel: Channel) -> int:
 
         from keyside_sidecar import assembly
 
+        supervisor_pid = os.getppid()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(
                 number, signal.SIG_IGN
@@ -88,23 +97,30 @@ def run_worker(settings: WorkerSettings, channel: Channel) -> int:
         if settings.uid is not None and settings.gid is not None:
             hardening.drop_privileges(settings.uid, settings.gid, settings.groups)
         hardening.harden_process(no_new_privs=True)
+        # Also where the event loop hangs: without its supervisor a worker holds keys for nobody.
+        hardening.set_death_signal(supervisor_pid, signal.SIGKILL)
         memory = hardening.lock_memory()
-        worker = Worker(settings, channel, assembly.Parts)
+        directory = PrivateDirectory.make(settings.public_path)
+        worker = Worker(settings, channel, assembly.Parts, directory.path)
         if not memory.locked:
             worker.board.add_standing(
                 "MEMORY_NOT_LOCKED",
                 f"key material may be written to swap: {memory.why}",
                 "set LimitMEMLOCK=infinity in the service's unit, or use encrypted swap",
             )
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(worker.run())
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(worker.run())
+        finally:
+            directory.remove()
     except StartupError as error:
         event(_log, logging.ERROR, "worker can't start", error=str(error), what_to_do=error.remedy)
         return error.exit_code
     except SidecarError as error:
         remedy = getattr(error, "remedy", "")
         event(_log, logging.ERROR, "worker can't start", error=str(error), what_to_do=remedy)
-        return 78
+        is_away = isinstance(error, (StoreUnavailable, CustodianUnavailable))
+        return _EX_UNAVAILABLE if is_away else _EX_CONFIG
     except Exception:  # noqa: BLE001  (the supervisor decides what follows)
         _log.exception("worker failed")
         return _EXIT_FAILED
@@ -113,11 +129,14 @@ def run_worker(settings: WorkerSettings, channel: Channel) -> int:
 class Worker:
     """Takes connections from the supervisor and relays them to its inner servers."""
 
-    def __init__(self, settings: WorkerSettings, channel: Channel, parts: Any) -> None:
+    def __init__(
+        self, settings: WorkerSettings, channel: Channel, parts: Any, directory: Path
+    ) -> None:
         self.board = ServingBoard(SystemClock())
         self._settings = settings
         self._channel = channel
         self._parts_type = parts
+        self._directory = directory
         self._outbox: deque[dict[str, Any]] = deque()
         self._drain_after_s: asyncio.Future[float]
 
@@ -125,7 +144,7 @@ class Worker:
         """Serve until drained or orphaned; return the exit code."""
         loop = asyncio.get_running_loop()
         self._drain_after_s = loop.create_future()
-        self._parts = parts = self._parts_type(self._settings, self.board)
+        self._parts = parts = self._parts_type(self._settings, self.board, self._directory)
         self._admissions: set[asyncio.Task[None]] = set()
         config = self._settings.config
         _describe_weaknesses(self.board, config)
@@ -134,11 +153,13 @@ class Worker:
             membership = parts.membership
             self.board.add_source(lambda: _membership_problems(membership))
         await parts.keyring.start()
+        pulse = loop.create_task(self._send_pulse())
         try:
             await parts.servers.start()
             loop.add_reader(self._channel.fileno(), self._on_packet)
             proof = loop.create_task(self._prove_mapping())
-            await asyncio.wait({proof, self._drain_after_s}, return_when=asyncio.FIRST_COMPLETED)
+            first: tuple[asyncio.Future[Any], ...] = (proof, self._drain_after_s)
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             if proof.done():
                 proof.result()
                 self.board.phase = Phase.RUNNING
@@ -149,6 +170,7 @@ class Worker:
             self.board.phase = Phase.DRAINING
             await parts.servers.stop(grace_s)
         finally:
+            pulse.cancel()
             loop.remove_reader(self._channel.fileno())
             for task in self._admissions:
                 task.cancel()
@@ -158,10 +180,19 @@ class Worker:
             await parts.keyring.stop()
         return 0
 
+    async def _send_pulse(self) -> None:
+        while True:
+            self._send({"alive": True})
+            await asyncio.sleep(_PULSE_S)
+
     def _on_packet(self) -> None:
         try:
             packet = self._channel.receive()
         except BlockingIOError:
+            return
+        except HandoverError as error:
+            event(_log, logging.ERROR, "the hand-over failed; this worker ends", error=str(error))
+            self._begin_drain(0.0)
             return
         except OSError:
             packet = None
@@ -280,6 +311,8 @@ def _keyring_problems(keyring: Keyring, config: Config) -> Iterable[Problem]:
             "see the sidecar's log; encryption goes on from memory meanwhile",
             problem.since,
             blocks_keys=True,
+            is_alarm=problem.reason == "STORE_TAMPERED",
+            summary_for_strangers="the key store can't be used or trusted",
         )
     if missing:
         yield Problem(
@@ -288,6 +321,7 @@ def _keyring_problems(keyring: Keyring, config: Config) -> Iterable[Problem]:
             "see the sidecar's log for the store or the root key",
             problem.since if problem is not None else SystemClock().now(),
             blocks_encryption=True,
+            summary_for_strangers="not every key is in memory",
         )
 
 

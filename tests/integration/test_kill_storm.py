@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.processes import await_ended, is_running
 from support.sidecar import (
     IS_ROOT,
     OPERATOR_UID,
@@ -155,7 +156,7 @@ def test_i10_killed_at_any_instant_of_a_rollover_nothing_is_lost(sidecar: Sideca
                 sidecar.start()
             operator.await_progress(f"after {kills} kills")
             for _ in range(WORKERS - 1):
-                time.sleep(choices.uniform(0, 0.05))
+                time.sleep(choices.uniform(0, 0.1))
                 kill_one_worker(sidecar, choices)
                 kills += 1
                 check_store(sidecar.store, sidecar.root_key, operator)
@@ -187,7 +188,7 @@ def test_i10_killed_at_any_instant_of_a_rollover_nothing_is_lost(sidecar: Sideca
 
 def kill_one_worker(sidecar: Sidecar, choices: random.Random) -> None:
     """Kill one of the workers that the supervisor has now."""
-    alive = [pid for pid in sidecar.workers() if is_alive(pid)]
+    alive = [pid for pid in sidecar.workers() if is_running(pid)]
     os.kill(choices.choice(alive), signal.SIGKILL)
 
 
@@ -200,18 +201,7 @@ def kill_all(sidecar: Sidecar, choices: random.Random) -> None:
     else:
         sidecar.process.kill()
         sidecar.wait()
-    deadline = time.monotonic() + PATIENCE_S
-    while any(map(is_alive, workers)):
-        assert time.monotonic() < deadline, "a worker outlives its supervisor"
-        time.sleep(0.005)
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether the process runs; one that nobody has reaped yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    await_ended(workers, PATIENCE_S)
 
 
 def check_copy(sidecar: Sidecar, operator: Actor) -> None:

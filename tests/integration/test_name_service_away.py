@@ -13,20 +13,20 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.name_service import HERE, build_name_service, seeing_nsswitch_conf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="root: mounts an nsswitch.conf of its own"),
 ]
 
-HERE = Path(__file__).parent / "nss_module"
 UID, NESTED_GID, STAFF_GID, UNKNOWN = 70001, 70101, 70100, 3_999_999_999
 DAEMON_UID = DAEMON_GID = 1
 PEOPLE = f"""
@@ -67,9 +67,8 @@ class Host:
         self.set("weather up", PEOPLE)
         self._asker = subprocess.Popen(
             [
-                *("unshare", "--mount", "--propagation", "private", "sh", "-ec"),
-                'mount --bind "$1" /etc/nsswitch.conf; shift; exec "$@"',
-                *("sh", conf, sys.executable, HERE / "asker.py", self.sssd_socket),
+                *seeing_nsswitch_conf(conf),
+                *(sys.executable, HERE / "asker.py", self.sssd_socket),
             ],
             env={
                 **os.environ,
@@ -134,15 +133,8 @@ class Hosts:
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the test's name services."""
     directory = tmp_path_factory.mktemp("modules")
-    for name, options in (("kstest", []), ("ksflat", ["-DNO_INITGROUPS"]), ("sss", [])):
-        subprocess.run(
-            [
-                *("gcc", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", *options),
-                *(f"-DNSS_PREFIX={name}", "-o", directory / f"libnss_{name}.so.2"),
-                HERE / "kstest.c",
-            ],
-            check=True,
-        )
+    for name, options in (("kstest", ()), ("ksflat", ("-DNO_INITGROUPS",)), ("sss", ())):
+        build_name_service(directory, name, *options)
     return directory
 
 

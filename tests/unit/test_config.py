@@ -100,7 +100,7 @@ membership = "process"
 person_logins = "allow-own"
 connection_max_age = "1m"
 [store]""",
-        )
+        ).replace('groups = ["keyside-operators"]', "users = [1000]")
         + 'allow_users = [1001, "batch"]\nencrypt_groups = [7]\ndecrypt_groups = ["readers"]\n'
         + 'suite = "ChaCha20-Poly1305"\n[auditors]\nusers = ["ann"]\n'
     )
@@ -358,9 +358,17 @@ def test_what_is_legal_but_doubtful_is_a_warning(table: str, line: str, expected
 
 
 def test_ttl_has_no_effect_in_process_mode() -> None:
-    text = MINIMAL + '[identity]\nmembership = "process"\nmembership_ttl = "1s"\n'
+    text = MINIMAL.replace('groups = ["keyside-operators"]', "users = [1000]")
+    text += '[identity]\nmembership = "process"\nmembership_ttl = "1s"\n'
     assert "membership_ttl: has no effect" in parse(text).warnings[0]
 
 
 def test_no_key_is_a_warning() -> None:
     assert "nothing can be encrypted" in parse(MINIMAL[: MINIMAL.index("[keys")]).warnings[0]
+
+
+def test_in_process_mode_operators_are_named_by_users() -> None:
+    """A process can shed a group, and with it the ban on encryption."""
+    text = MINIMAL + '[identity]\nmembership = "process"\n'
+    assert any("can shed a group" in problem for problem in problems(text))
+    assert parse(text.replace('groups = ["keyside-operators"]', "users = [1000]"))

@@ -60,7 +60,12 @@ def test_two_sidecars_can_not_take_one_path(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="another sidecar"):
         listen(tmp_path / "keyside.sock", owners=OWNERS)
     first.close()
-    listen(tmp_path / "keyside.sock", owners=OWNERS).close()
+    with pytest.raises(StartupError, match="another sidecar"):
+        listen(tmp_path / "keyside.sock", owners=OWNERS)  # the first still has calls to finish
+    first.release()
+    second = listen(tmp_path / "keyside.sock", owners=OWNERS)
+    second.close()
+    second.release()
 
 
 def test_a_file_that_is_no_socket_is_kept(tmp_path: Path) -> None:
@@ -80,7 +85,24 @@ def test_a_directory_that_others_can_write_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="can be written by others"):
         listen(directory / "keyside.sock", owners=OWNERS)
     directory.chmod(0o1777)
-    listen(directory / "keyside.sock", owners=OWNERS).close()
+    with pytest.raises(StartupError, match="can be written by others"):
+        listen(directory / "keyside.sock", owners=OWNERS)  # the name could be taken meanwhile
+    below = directory / "own"
+    below.mkdir(mode=0o755)
+    listener = listen(below / "keyside.sock", owners=OWNERS)
+    listener.close()
+    listener.release()
+
+
+@pytest.mark.root
+def test_a_link_that_somebody_else_owns_is_refused(tmp_path: Path) -> None:
+    """Whoever owns a link on the way can make it lead elsewhere."""
+    (tmp_path / "real").mkdir(mode=0o755)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real")
+    os.lchown(link, 64399, 64399)
+    with pytest.raises(StartupError, match="belongs to uid 64399"):
+        listen(link / "keyside.sock", owners=OWNERS)
 
 
 def test_the_socket_of_a_successor_is_not_removed(tmp_path: Path) -> None:

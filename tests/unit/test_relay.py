@@ -99,6 +99,14 @@ async def read_all(end: socket.socket) -> bytes:
     return b"".join(pieces)
 
 
+async def read_exactly(end: socket.socket, count: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    pieces = bytearray()
+    while len(pieces) < count:
+        pieces += await loop.sock_recv(end, 1 << 20)
+    return bytes(pieces)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.005)
@@ -112,16 +120,14 @@ def test_bytes_pass_both_ways_unchanged() -> None:
         loop = asyncio.get_running_loop()
         there, back = os.urandom(3_000_000), os.urandom(2_000_000)
 
-        async def send(end: socket.socket, data: bytes) -> None:
-            await loop.sock_sendall(end, data)
-            end.shutdown(socket.SHUT_WR)
-
         got = await asyncio.gather(
-            send(client, there), send(inner, back), read_all(inner), read_all(client)
+            loop.sock_sendall(client, there),
+            loop.sock_sendall(inner, back),
+            read_exactly(inner, len(there)),
+            read_exactly(client, len(back)),
         )
         assert got[2] == there
         assert got[3] == back
-        await until(lambda: len(rig.closed) == 1)
 
     run(scenario)
 
@@ -218,6 +224,19 @@ async def _relay_twice(rig: Rig) -> None:
     assert rig.relay is not None
     rig.relay.close()
     rig.relay.close()
+
+
+def test_a_caller_does_not_keep_a_connection_that_has_no_server() -> None:
+    """When the server has ended, the slot, the ticket and the descriptors are free at once."""
+
+    async def scenario(rig: Rig) -> None:
+        client, inner = await rig.connect()
+        inner.shutdown(socket.SHUT_WR)
+        await until(lambda: len(rig.closed) == 1)
+        assert len(rig.registry) == 0
+        assert await read_all(client) == b""
+
+    run(scenario)
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,13 @@ class Policy:
             named.append(key.decrypt_gids or frozenset())
         return frozenset().union(*named)
 
+    @property
+    def uids(self) -> frozenset[int]:
+        """All users that the policy names."""
+        named = [self.operators.uids, self.auditors.uids]
+        named += [key.allowed.uids for key in self.keys.values()]
+        return frozenset().union(*named)
+
     def decide(self, subject: Subject, operation: Operation, key: str | None) -> Reason | None:
         """Return None where the subject may carry out the operation, otherwise why not.
 

@@ -14,7 +14,7 @@ from keyside_sidecar.errors import StartupError
 from keyside_sidecar.log import event, set_up_logging
 from keyside_sidecar.peer.accounts import NameService, NameServiceUnavailable
 from keyside_sidecar.peer.listener import Listener, adopt, listen
-from keyside_sidecar.supervisor import Supervisor, check_descriptor_limit, remove_stale_directories
+from keyside_sidecar.supervisor import Supervisor, check_descriptor_limit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,6 +65,4 @@ def _open_listener(config: Config, owners: frozenset[int]) -> Listener:
         )
     if inherited:
         return adopt(inherited[0])
-    listener = listen(config.sidecar.socket, owners=owners)
-    remove_stale_directories(listener.path)
-    return listener
+    return listen(config.sidecar.socket, owners=owners)

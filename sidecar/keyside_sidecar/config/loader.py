@@ -138,6 +138,7 @@ def _read_document(top: Table, path: Path, digest: str) -> Config:
     )
     top.finish(sections.SETTINGS_OF)
     _check_files_differ(top, config)
+    _check_operators(top, config)
     _warn_of_operators(top, config)
     if not config.keys:
         top.warn("no [keys.NAME]: nothing can be encrypted")
@@ -155,6 +156,15 @@ def _check_files_differ(top: Table, config: Config) -> None:
         other = seen.setdefault(file, f"[{table}] {key}")
         if other != f"[{table}] {key}" and file != "/":  # "/" stands in for what was wrong
             Table(top.report, (table,), {}).problem(f"is the same file as {other}", key)
+
+
+def _check_operators(top: Table, config: Config) -> None:
+    if config.identity.membership == "process" and config.operators.groups:
+        Table(top.report, ("operators",), {}).problem(
+            'can\'t be used with membership = "process": a process can shed a group, and would no '
+            "longer be refused the keys; name operators by users",
+            "groups",
+        )
 
 
 def _warn_of_operators(top: Table, config: Config) -> None:

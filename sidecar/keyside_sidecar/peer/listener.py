@@ -42,16 +42,24 @@ class Listener:
         self._file_id = _file_id(path)
         listening.setblocking(False)
 
+    def fileno(self) -> int:
+        """Return the listening socket's descriptor; -1 once it is closed."""
+        return self.socket.fileno()
+
     def close(self) -> None:
         """Stop listening; remove the socket file if it is ours and still the one we made."""
         if self._lock_fd is not None and _file_id(self.path) == self._file_id:
             with contextlib.suppress(FileNotFoundError):
                 Path(self.path).unlink()
-        self.close_in_child()
+        self.socket.close()
 
     def close_in_child(self) -> None:
         """Close the descriptors and leave the files, as a forked worker must."""
         self.socket.close()
+        self.release()
+
+    def release(self) -> None:
+        """Let another sidecar have the path: when all workers have ended, not before."""
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -126,14 +134,21 @@ def require_safe_path(directory: Path, owners: frozenset[int]) -> None:
     Raises:
         StartupError: Somebody else owns it or a directory above it, or can write there.
     """
-    for place in (directory, *directory.resolve().parents):
-        facts = place.stat()
+    resolved = directory.resolve()
+    # As it is spelt, for symbolic links on the way, and where it leads.
+    for place in dict.fromkeys((resolved, *resolved.parents, directory, *directory.parents)):
+        facts = place.lstat()
+        if stat.S_ISLNK(facts.st_mode):
+            facts = os.stat_result((stat.S_IFLNK | 0o755, *facts[1:]))  # a link has no mode
         if facts.st_uid not in owners | {0}:
             raise StartupError(
                 f"{place}, above the socket, belongs to uid {facts.st_uid}",
                 remedy="put the socket in a directory that only root or the sidecar owns",
             )
-        if facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX:
+        # In a sticky directory above, others can't rename what isn't theirs. In the socket's own
+        # they could still take the name while no sidecar runs.
+        sticky = facts.st_mode & stat.S_ISVTX and place not in {resolved, directory}
+        if facts.st_mode & 0o022 and not sticky:
             raise StartupError(
                 f"{place}, above the socket, can be written by others",
                 remedy=f"chmod go-w {place}",

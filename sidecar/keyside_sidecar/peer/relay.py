@@ -6,8 +6,9 @@ Each direction is one pipe::
 
 READING waits for input and writes it on at once. BLOCKED holds what could not be written (at most
 one buffer) and reads nothing until it is gone: that is the back-pressure. FINISHED has passed the
-end of input on (``shutdown(SHUT_WR)``). The relay closes when both pipes are finished, when either
-socket fails, when the caller's process ends, or when told to; closing twice does nothing.
+end of input on (``shutdown(SHUT_WR)``). The relay closes when the server's end is finished (a
+caller must not keep a connection that has no server), when either socket fails, when the caller's
+process ends, or when told to; closing twice does nothing.
 
 Sockets are read with ``recv_into`` into one buffer per worker, not through asyncio transports: an
 idle connection then costs no buffer, and the order of withdrawing the ticket and closing the
@@ -58,10 +59,6 @@ class _Pipe:
         self._buffer = buffer
         self._pending: memoryview | None = None
         self._finished = False
-
-    @property
-    def finished(self) -> bool:
-        return self._finished
 
     def start(self) -> None:
         self._loop.add_reader(self._from.fileno(), self._on_readable)
@@ -123,7 +120,7 @@ class _Pipe:
         self._finished = True
         with contextlib.suppress(OSError):
             self._to.shutdown(socket.SHUT_WR)
-        self._relay.pipe_finished()
+        self._relay.pipe_finished(self)
 
 
 class Relay:
@@ -219,9 +216,9 @@ class Relay:
         event(_log, logging.DEBUG, "the caller's process ended", connection=self._connection.number)
         self.close()
 
-    def pipe_finished(self) -> None:
-        """Close when both directions have ended."""
-        if all(pipe.finished for pipe in self._pipes):
+    def pipe_finished(self, pipe: _Pipe) -> None:
+        """Close when the server has ended; a caller that has may still get its answers."""
+        if pipe is self._pipes[1]:
             self.close()
 
     def close(self) -> None:

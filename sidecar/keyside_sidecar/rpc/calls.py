@@ -1,9 +1,57 @@
-"""How many calls are in flight, per uid and in all, so that one account can't starve the rest."""
+"""How many calls are in flight, per uid and in all, so that one account can't starve the rest.
+
+Callers who are allowed nothing have budgets of their own: however many uids a stranger has, what
+they keep open takes nothing from services. Their health watches, which last, are counted apart
+from their other calls, which don't, so that a probe is answered even then.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Final
+
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import Refused
+
+if TYPE_CHECKING:
+    from keyside_sidecar.peer.connection import Connection
+
+_PUBLIC_CALLS: Final = 1024
+_PUBLIC_CALLS_PER_UID: Final = 16
+_PUBLIC_WATCHES: Final = 256
+_PUBLIC_WATCHES_PER_UID: Final = 4
+
+
+class Limits:
+    """All the budgets of one worker.
+
+    Args:
+        max_calls: For callers who are allowed something, in all.
+        max_calls_per_uid: For one of them.
+    """
+
+    __slots__ = ("_calls", "_public_calls", "_public_watches")
+
+    def __init__(self, max_calls: int, max_calls_per_uid: int) -> None:
+        self._calls = CallLimits(max_calls, max_calls_per_uid)
+        self._public_calls = CallLimits(_PUBLIC_CALLS, _PUBLIC_CALLS_PER_UID)
+        self._public_watches = CallLimits(_PUBLIC_WATCHES, _PUBLIC_WATCHES_PER_UID)
+
+    def enter(self, connection: Connection, *, lasting: bool = False) -> CallLimits:
+        """Count a call that begins; return the budget to leave when it ends.
+
+        Args:
+            connection: Whose.
+            lasting: It ends when the caller likes.
+
+        Raises:
+            Refused: A limit is reached; the call is not counted.
+        """
+        if not connection.public_only:
+            budget = self._calls
+        else:
+            budget = self._public_watches if lasting else self._public_calls
+        budget.enter(connection.credential.uid)
+        return budget
 
 
 class CallLimits:

@@ -17,7 +17,6 @@ asked to connect again (UNAVAILABLE), and the connection is closed behind the an
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -25,11 +24,9 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from keyside.envelope import WrappingHeader, parse_wrapping_header
-from keyside.errors import EnvelopeRejected
 from keyside.names import KeyName, parse_key_name
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import BadRequest, Refused
-from keyside_sidecar.log import event
 from keyside_sidecar.rpc.methods import KeyFrom, Method
 from keyside_sidecar.rpc.status import DETAILS_KEY, Failure, PolicyChanged, describe_failure
 
@@ -42,13 +39,14 @@ if TYPE_CHECKING:
     from keyside_sidecar.peer.connection import Connection
     from keyside_sidecar.peer.identity import Identifier
     from keyside_sidecar.peer.tickets import TicketRegistry
-    from keyside_sidecar.rpc.calls import CallLimits
+    from keyside_sidecar.rpc.calls import CallLimits, Limits
     from keyside_sidecar.rpc.refusals import RefusalLog
-
-_log = logging.getLogger(__name__)
 
 # The connection is closed this long after the status was sent, so that the status arrives first.
 _CLOSE_BEHIND_S: Final = 0.2
+# How long a call's message may take to arrive.
+_RECEIVE_S: Final = 10.0
+_PUBLIC_RECEIVE_S: Final = 2.0
 
 StreamContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -87,7 +85,7 @@ class Guard:
         registry: TicketRegistry,
         identifier: Identifier,
         policy: Policy,
-        limits: CallLimits,
+        limits: Limits,
         refusals: RefusalLog,
     ) -> None:
         self._registry = registry
@@ -104,20 +102,23 @@ class Guard:
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """Return a handler for a unary RPC.
 
+        To gRPC it is one that takes a stream, which looks the same to a caller: so the call is
+        counted, and its time limit runs, before its message is received. Otherwise messages that
+        never end would hold memory that no limit counts.
+
         Args:
             method: Its row.
             request_type: Its request message.
             serve: Called with the allowed call and the parsed request.
         """
 
-        async def handle(data: bytes, context: StreamContext) -> Message:
+        async def handle(_requests: object, context: StreamContext) -> Message:
             connection: Connection | None = None
-            counted_uid: int | None = None
+            limits: CallLimits | None = None
             try:
                 connection = self._find(context)
-                uid = connection.credential.uid
-                self._limits.enter(uid)
-                counted_uid = uid
+                limits = self._limits.enter(connection)
+                data = await _receive(context, connection)
                 subject = self._identifier.known(connection)
                 if subject is None:
                     subject = await self._identifier.identify(connection)
@@ -131,44 +132,73 @@ class Guard:
             except Exception as error:  # noqa: BLE001  (the table names every kind)
                 failure = self._fail(error, method, connection)
             finally:
-                if counted_uid is not None:
-                    self._limits.leave(counted_uid)
+                if limits is not None and connection is not None:
+                    limits.leave(connection.credential.uid)
             await _abort(context, failure)
             raise AssertionError("abort always raises")
 
-        return grpc.unary_unary_rpc_method_handler(
+        return grpc.stream_unary_rpc_method_handler(
             handle, request_deserializer=None, response_serializer=_serialise
         )
 
-    def stream(
+    def watch(
         self,
         method: Method,
+        request_type: type[Message],
         serve: Callable[[Any, StreamContext], Awaitable[None]],
-        request_deserializer: Callable[[bytes], Any],
-        *,
-        request_streaming: bool = False,
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Return a handler for an RPC that answers with a stream and is about no key.
+        """Return a handler for an RPC that answers one request with a stream, about no key.
 
         Args:
             method: Its row.
-            serve: Gets the request (or the iterator of requests) and the context to write to.
-            request_deserializer: Parses one request.
-            request_streaming: Whether the RPC takes a stream.
+            request_type: Its request message.
+            serve: Gets the parsed request and the context to write to.
         """
 
-        async def handle(requests: Any, context: StreamContext) -> None:
+        async def answer(
+            _requests: object, context: StreamContext, connection: Connection
+        ) -> None:
+            await serve(_parse(request_type, await _receive(context, connection)), context)
+
+        return self._stream(method, answer)
+
+    def converse(
+        self,
+        method: Method,
+        request_type: type[Message],
+        serve: Callable[[AsyncIterator[Any], StreamContext], Awaitable[None]],
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return a handler for an RPC with a stream each way, about no key.
+
+        Args:
+            method: Its row. Policy is asked again at each request (I1).
+            request_type: Its request message.
+            serve: Gets the parsed requests and the context to write to.
+        """
+
+        async def answer(
+            requests: AsyncIterator[bytes], context: StreamContext, connection: Connection
+        ) -> None:
+            await serve(self._check_each(requests, request_type, method, connection), context)
+
+        return self._stream(method, answer)
+
+    def _stream(
+        self,
+        method: Method,
+        answer: Callable[[AsyncIterator[bytes], StreamContext, Connection], Awaitable[None]],
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        async def handle(requests: AsyncIterator[bytes], context: StreamContext) -> None:
             connection: Connection | None = None
-            counted_uid: int | None = None
+            limits: CallLimits | None = None
             try:
                 connection = self._find(context)
-                self._limits.enter(connection.credential.uid)
-                counted_uid = connection.credential.uid
+                limits = self._limits.enter(connection, lasting=True)
                 subject = await self._identifier.identify(connection)
                 reason = self._policy.decide(subject, method.operation, None)
                 if reason is not None:
                     raise Refused(reason)  # noqa: TRY301
-                await serve(requests, context)
+                await answer(requests, context, connection)
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001
@@ -176,30 +206,27 @@ class Guard:
             else:
                 return
             finally:
-                if counted_uid is not None:
-                    self._limits.leave(counted_uid)
+                if limits is not None and connection is not None:
+                    limits.leave(connection.credential.uid)
             await _abort(context, failure)
 
-        make = (
-            grpc.stream_stream_rpc_method_handler
-            if request_streaming
-            else grpc.unary_stream_rpc_method_handler
-        )
-        return make(
-            handle, request_deserializer=request_deserializer, response_serializer=_serialise
+        return grpc.stream_stream_rpc_method_handler(
+            handle, request_deserializer=None, response_serializer=_serialise
         )
 
     def refuse_with_reason(self, method: str) -> grpc.RpcMethodHandler[Any, Any]:
-        """Return a handler that says why, whatever is called; it parses nothing that was sent.
+        """Return a handler that says why, whatever is called; it receives nothing that was sent.
 
         Args:
             method: The RPC's full name.
         """
 
-        async def handle(_requests: AsyncIterator[bytes], context: StreamContext) -> None:
+        async def handle(_requests: object, context: StreamContext) -> None:
             connection: Connection | None = None
+            limits: CallLimits | None = None
             try:
                 connection = self._find(context)
+                limits = self._limits.enter(connection)
                 subject = await self._identifier.identify(connection)
                 if self._policy.is_allowed_anything(subject):
                     loop = asyncio.get_running_loop()
@@ -210,9 +237,26 @@ class Guard:
                 raise
             except Exception as error:  # noqa: BLE001
                 failure = self._fail(error, method, connection)
+            finally:
+                if limits is not None and connection is not None:
+                    limits.leave(connection.credential.uid)
             await _abort(context, failure)
 
         return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _check_each(
+        self,
+        requests: AsyncIterator[bytes],
+        request_type: type[Message],
+        method: Method,
+        connection: Connection,
+    ) -> AsyncIterator[Message]:
+        async for data in requests:
+            subject = await self._identifier.identify(connection)
+            reason = self._policy.decide(subject, method.operation, None)
+            if reason is not None:
+                raise Refused(reason)
+            yield _parse(request_type, data)
 
     def _find(self, context: StreamContext) -> Connection:
         connection = self._registry.find(context.peer())
@@ -251,14 +295,24 @@ class Guard:
         failure = describe_failure(error, path)
         if isinstance(error, Refused):
             self._refusals.note(connection, path, error.reason)
-        elif isinstance(error, EnvelopeRejected):
-            event(
-                _log,
-                logging.DEBUG,
-                "envelope rejected",
-                uid=connection.credential.uid if connection else None,
-            )
         return failure
+
+
+async def _receive(context: StreamContext, connection: Connection) -> bytes:
+    """Return the call's one message, unparsed.
+
+    Raises:
+        BadRequest: It did not come, or not in time.
+    """
+    limit_s = _PUBLIC_RECEIVE_S if connection.public_only else _RECEIVE_S
+    try:
+        async with asyncio.timeout(limit_s):
+            data = await context.read()
+    except TimeoutError:
+        raise BadRequest("request", f"did not arrive within {limit_s:g} s") from None
+    if not isinstance(data, bytes):
+        raise BadRequest("request", "has no message")
+    return data
 
 
 def _parse(request_type: type[Message], data: bytes) -> Message:

@@ -75,7 +75,9 @@ class HealthServicer:
             await asyncio.sleep(_WATCH_INTERVAL_S)
 
     def _status(self, service: str) -> int:
-        if service in {"", ENCRYPTION_SERVICE}:
+        if not service:
+            serving = self._board.is_well()
+        elif service == ENCRYPTION_SERVICE:
             serving = self._board.serves_encryption()
         elif service == KEY_SERVICE:
             serving = self._board.serves_keys()

@@ -57,8 +57,11 @@ class RefusalLog:
         entry = self._entries.get(key)
         if entry is None:
             if len(self._entries) >= _MAX_ENTRIES:
-                self.flush()
-                self._entries.clear()
+                self._forget_quiet(now_s)
+            if len(self._entries) >= _MAX_ENTRIES:
+                uid, key = _OTHERS, (_OTHERS, reason.name)
+                entry = self._entries.get(key)
+        if entry is None:
             self._entries[key] = _Entry(now_s)
         elif now_s - entry.since_s < _INTERVAL_S:
             entry.unwritten += 1
@@ -78,6 +81,14 @@ class RefusalLog:
             method=method,
             repeated_before=repeated,
         )
+
+    def _forget_quiet(self, now_s: float) -> None:
+        quiet = [
+            key for key, entry in self._entries.items() if now_s - entry.since_s >= _INTERVAL_S
+        ]
+        self.flush()
+        for key in quiet:
+            del self._entries[key]
 
     def flush(self) -> None:
         """Write the counts that are not written yet, as at the end of a run."""

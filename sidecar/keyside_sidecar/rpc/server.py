@@ -30,8 +30,13 @@ if TYPE_CHECKING:
     from keyside_sidecar.rpc.status_service import StatusServicer
 
 _PUBLIC_MESSAGE_BYTES: Final = 4096
-_ROOM_FOR_CLEAR_ERRORS_BYTES: Final = 4 * 1024 * 1024
-_MAX_METADATA_BYTES: Final = 16 * 1024
+_PUBLIC_GRACE_S: Final = 1.0
+_PUBLIC_IDLE_MS: Final = 60_000
+# What an envelope, a context at its limits and protobuf's framing may add to the largest plaintext.
+_MESSAGE_OVERHEAD_BYTES: Final = 64 * 1024
+_MAX_METADATA_BYTES: Final = 8 * 1024
+_STREAMS: Final = 128
+_PUBLIC_STREAMS: Final = 8
 _MAX_AGE_GRACE_MS: Final = 10_000
 
 Handlers: TypeAlias = "dict[str, grpc.RpcMethodHandler[Any, Any]]"
@@ -120,12 +125,15 @@ class InnerServers:
             everything[methods.REFLECTION.path] = _reflection_handler(guard)
         self.main_path = str(directory / "m")
         self.public_path = str(directory / "p")
-        # With room above the limit, so that most of what is too large gets our own, clear error.
-        limit = config.sidecar.max_plaintext_bytes + _ROOM_FOR_CLEAR_ERRORS_BYTES
-        self._main = _make_server(config, limit, _Table(everything), self.main_path)
-        self._public = _make_server(
-            config, _PUBLIC_MESSAGE_BYTES, _PublicTable(public, guard), self.public_path
-        )
+        limit = config.sidecar.max_plaintext_bytes + _MESSAGE_OVERHEAD_BYTES
+        streams = min(config.sidecar.max_calls_per_uid, _STREAMS)
+        options = [*_options(limit, streams), *_age_options(config)]
+        self._main = _make_server(options, _Table(everything), self.main_path)
+        public_options = [
+            *_options(_PUBLIC_MESSAGE_BYTES, _PUBLIC_STREAMS),
+            ("grpc.max_connection_idle_ms", _PUBLIC_IDLE_MS),
+        ]
+        self._public = _make_server(public_options, _PublicTable(public, guard), self.public_path)
 
     async def start(self) -> None:
         """Begin to listen on both private sockets."""
@@ -135,28 +143,32 @@ class InnerServers:
     async def stop(self, grace_s: float) -> None:
         """Let calls under way finish within ``grace_s`` seconds, then cancel the rest."""
         await self._main.stop(grace_s)
-        await self._public.stop(0)
+        # Probes that watch are still to be told that nothing is served any more.
+        await self._public.stop(min(grace_s, _PUBLIC_GRACE_S))
 
 
-def _make_server(
-    config: Config, max_message_bytes: int, table: _Table, path: str
-) -> grpc.aio.Server:
-    options: list[tuple[str, int]] = [
+def _options(max_message_bytes: int, max_streams: int) -> list[tuple[str, int]]:
+    return [
         ("grpc.max_receive_message_length", max_message_bytes),
         # What is sent is bounded by what was received; an answer must never fail on size.
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_concurrent_streams", config.sidecar.max_calls_per_uid),
+        ("grpc.max_concurrent_streams", max_streams),
         ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.so_reuseport", 0),
-        ("grpc.http2.bdp_probe", 0),
     ]
-    if config.identity.membership == "process":
-        # The groups were captured at connect, so a connection must not live for ever (I1).
-        age_ms = int(config.identity.connection_max_age_s * 1000)
-        options += [
-            ("grpc.max_connection_age_ms", age_ms),
-            ("grpc.max_connection_age_grace_ms", _MAX_AGE_GRACE_MS),
-        ]
+
+
+def _age_options(config: Config) -> list[tuple[str, int]]:
+    if config.identity.membership == "account":
+        return []
+    # The groups were captured at connect, so a connection must not live for ever (I1).
+    return [
+        ("grpc.max_connection_age_ms", int(config.identity.connection_max_age_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", _MAX_AGE_GRACE_MS),
+    ]
+
+
+def _make_server(options: list[tuple[str, int]], table: _Table, path: str) -> grpc.aio.Server:
     server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers((table,))
     server.add_insecure_port(f"unix:{path}")
@@ -171,8 +183,8 @@ def _health_handlers(guard: Guard, health: HealthServicer) -> Handlers:
         methods.HEALTH_LIST.path: guard.unary(
             methods.HEALTH_LIST, health_pb2.HealthListRequest, health.list
         ),
-        methods.HEALTH_WATCH.path: guard.stream(
-            methods.HEALTH_WATCH, health.watch, health_pb2.HealthCheckRequest.FromString
+        methods.HEALTH_WATCH.path: guard.watch(
+            methods.HEALTH_WATCH, health_pb2.HealthCheckRequest, health.watch
         ),
     }
 
@@ -185,9 +197,4 @@ def _reflection_handler(guard: Guard) -> grpc.RpcMethodHandler[Any, Any]:
         async for response in servicer.ServerReflectionInfo(requests, context):
             await context.write(response)
 
-    return guard.stream(
-        methods.REFLECTION,
-        serve,
-        reflection_pb2.ServerReflectionRequest.FromString,
-        request_streaming=True,
-    )
+    return guard.converse(methods.REFLECTION, reflection_pb2.ServerReflectionRequest, serve)

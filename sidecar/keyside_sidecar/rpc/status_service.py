@@ -50,8 +50,8 @@ class StatusServicer:
             problems=[
                 pb.Problem(
                     reason=problem.reason,
-                    summary=problem.summary,
-                    remedy=problem.remedy,
+                    summary=problem.summary if insider else problem.summary_for_strangers,
+                    remedy=problem.remedy if insider else "",
                     since=_timestamp(problem.since),
                     blocking=problem.blocks_encryption or problem.blocks_keys,
                 )

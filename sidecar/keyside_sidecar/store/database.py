@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 _POOL_SIZE: Final = 4
+_FOLD_ATTEMPTS: Final = 5
+_FOLD_PAUSE_S: Final = 0.01
 _WRITES: Final = "keyside_writes"
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _PRAGMAS: Final = (
@@ -83,6 +86,8 @@ class Database:
                 yield connection
                 if write and self._attend() != identity:
                     raise StoreUnavailable(f"{self._path} was replaced during a change")
+        if write:
+            self._fold_log_in()
 
     def read_data_version(self) -> tuple[int, int]:
         """Return something that differs whenever another connection committed in between.
@@ -108,6 +113,28 @@ class Database:
         with self._lock:
             self._close_watch()
         self._engine.dispose()
+
+    def _fold_log_in(self) -> None:
+        """Copy what was committed from the write-ahead log into the file itself.
+
+        SQLite would do so after a thousand pages, years of rotations; and until then whoever copies
+        or moves the file alone has none of them. Readers may put it off; the next change makes up
+        for it. What was committed is committed either way.
+        """
+        with suppress(sqlite3.Error, SQLAlchemyError):
+            pooled = self._engine.raw_connection()
+            try:
+                wanted = 0
+                for _ in range(_FOLD_ATTEMPTS):
+                    cursor = pooled.cursor()
+                    cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                    _, logged, folded = cursor.fetchone() or (0, 0, 0)
+                    wanted = wanted or logged
+                    if folded >= wanted or logged < wanted:  # the log has begun anew: all is folded
+                        return
+                    time.sleep(_FOLD_PAUSE_S)
+            finally:
+                pooled.close()
 
     def _connect(self) -> sqlite3.Connection:
         # mode=rw: never makes a new, empty database where the store has gone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import itertools
 import os
 import pwd
 import secrets
@@ -15,23 +16,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LOCK_TIMEOUT_S = 30.0
-# What the tools say where another one is changing the same files.
+_NOT_UNIQUE = 4
+# What the tools end with where another one is changing the same files.
 _LOCKED = {"useradd": 1, "userdel": 1, "groupadd": 10, "groupdel": 10, "usermod": 1, "gpasswd": 1}
 
 
 class Accounts:
-    """Makes accounts and groups named ``ks-test-…``, and removes them."""
+    """Makes accounts and groups named ``ks-test-…``; they go when ``undo`` is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, undo: contextlib.ExitStack) -> None:
         self._prefix = f"ks-test-{secrets.token_hex(4)}-"
-        self._users: list[str] = []
-        self._groups: list[str] = []
+        self._undo = undo
+        # No uid twice, as the tools would have it: what is known of one that was deleted is
+        # remembered for a while.
+        self._uids = itertools.count(64300 + secrets.randbelow(600))
 
     def add_group(self, name: str) -> str:
         """Make a group; return its full name."""
         full = self._prefix + name
         run("groupadd", "--system", full)
-        self._groups.append(full)
+        self._undo.callback(_remove_group, full)
         return full
 
     def add_user(self, name: str, *groups: str, primary: str | None = None) -> int:
@@ -39,13 +43,12 @@ class Accounts:
         full = self._prefix + name
         own = ["--gid", primary] if primary else ["--user-group"]
         listed = ["--groups", ",".join(groups)] if groups else []
-        run("useradd", "--system", "--no-create-home", "--no-log-init", *own, *listed, full)
-        self._users.append(full)
-        return pwd.getpwnam(full).pw_uid
-
-    def name_of(self, name: str) -> str:
-        """Return the full name of an account that was made as ``name``."""
-        return self._prefix + name
+        for uid in self._uids:
+            options = ["--no-create-home", "--no-log-init", f"--uid={uid}", *own, *listed]
+            if run("useradd", *options, full, may_end_with=_NOT_UNIQUE) == 0:
+                self._undo.callback(_remove_user, full)
+                return uid
+        raise AssertionError("unreachable: the numbers are endless")
 
     def join(self, name: str, group: str) -> None:
         """Put an account into a group."""
@@ -57,29 +60,30 @@ class Accounts:
 
     def remove_user(self, name: str) -> None:
         """Delete an account, whatever runs under it."""
-        full = self._prefix + name
+        _remove_user(self._prefix + name)
+
+
+def _remove_user(full: str) -> None:
+    with contextlib.suppress(KeyError):
+        pwd.getpwnam(full)
         run("userdel", "--force", full)
-        self._users.remove(full)
-
-    def remove_all(self) -> None:
-        """Remove everything that was made and is still there."""
-        for user in self._users:
-            run("userdel", "--force", user)
-        for group in self._groups:
-            with contextlib.suppress(KeyError):
-                grp.getgrnam(group)
-                run("groupdel", group)
 
 
-def run(tool: str, *arguments: str) -> None:
+def _remove_group(full: str) -> None:
+    with contextlib.suppress(KeyError):
+        grp.getgrnam(full)
+        run("groupdel", full)
+
+
+def run(tool: str, *arguments: str, may_end_with: int = 0) -> int:
     """Run one of the tools; wait where another one holds the lock."""
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
         done = subprocess.run(
             [tool, *arguments], capture_output=True, text=True, check=False, env=_environment()
         )
-        if done.returncode == 0:
-            return
+        if done.returncode in {0, may_end_with}:
+            return done.returncode
         locked = done.returncode == _LOCKED[tool] and "lock" in done.stderr
         assert locked, f"{tool}: {done.stderr}"
         assert time.monotonic() < deadline, f"{tool}: {done.stderr}"
@@ -93,8 +97,5 @@ def _environment() -> dict[str, str]:
 @contextlib.contextmanager
 def made_accounts() -> Iterator[Accounts]:
     """Give what makes accounts, and remove them afterwards, whatever happens."""
-    accounts = Accounts()
-    try:
-        yield accounts
-    finally:
-        accounts.remove_all()
+    with contextlib.ExitStack() as undo:
+        yield Accounts(undo)

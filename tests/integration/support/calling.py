@@ -11,6 +11,7 @@ import collections
 import itertools
 import json
 import os
+import queue
 import sys
 import threading
 import time
@@ -46,8 +47,9 @@ OPTIONS = [
     ("grpc.enable_http_proxy", 0),
     # Reconnects at once: a test that has to wait for gRPC's pauses takes longer and shows no more.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 100),
+    # This one is how long an attempt may take.
+    ("grpc.min_reconnect_backoff_ms", 20_000),
     ("grpc.max_receive_message_length", -1),
 ]
 
@@ -196,6 +198,26 @@ class Held:
         return {}
 
 
+class Conversation:
+    """One stream of questions and answers, kept open."""
+
+    def __init__(self) -> None:
+        self._questions: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._answers: Any = None
+
+    def ask(self, channels: Channels) -> dict[str, Any]:
+        """Ask the reflection service for its services once more."""
+        if self._answers is None:
+            stub: Any = reflection_pb2_grpc.ServerReflectionStub(channels.find(""))
+            self._answers = stub.ServerReflectionInfo(iter(self._questions.get, None))
+        self._questions.put(reflection_pb2.ServerReflectionRequest(list_services=""))
+        try:
+            next(self._answers)
+        except grpc.RpcError as error:
+            return describe_error(error)
+        return {"code": "OK"}
+
+
 def storm(target: str, connections: int, rounds: int, calls: int) -> dict[str, Any]:
     """Ask who the sidecar thinks this is, over and over, on connections that come and go.
 
@@ -251,13 +273,14 @@ class PackageClient:
 def main() -> None:
     """Do what is asked until there are no more requests."""
     target = sys.argv[1]
-    channels, held = Channels(target), Held()
+    channels, held, conversation = Channels(target), Held(), Conversation()
     package = PackageClient(target) if target.startswith("unix:") else None
     actions: dict[str, Any] = {
         "call": lambda **arguments: call_once(channels, **arguments),
         "hold": lambda **arguments: held.hold(channels, **arguments),
         "next": held.next_code,
         "release": held.release,
+        "ask": lambda: conversation.ask(channels),
         "close": channels.close,
         "storm": lambda **arguments: storm(target, **arguments),
         "encrypt": lambda key: package.encrypt(key) if package else {},

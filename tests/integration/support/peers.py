@@ -74,13 +74,10 @@ def connect_as(uid: int, path: str | Path, *, name: str | None = None) -> socket
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Return whether the other end has closed; nothing that was sent is expected."""
-    try:
-        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
-        return False
-    except ConnectionError:
-        return True
+    """Return whether the other end has closed by now; what it may have sent is not looked at."""
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def read_to_end(connection: socket.socket) -> bytes:
@@ -190,18 +187,17 @@ def paused(sidecar: Sidecar) -> Iterator[None]:
 
 
 def relay_names(sidecar: Sidecar) -> set[str]:
-    """Return the abstract names that the sidecar's workers hold, as anybody can read them."""
-    inodes = {
-        entry.readlink().name
-        for pid in sidecar.workers()
-        for entry in Path(f"/proc/{pid}/fd").iterdir()
-        if entry.readlink().name.startswith("socket:")
-    }
+    """Return the abstract names that the sidecar's workers hold; anybody can read them."""
+    held = set()
+    for pid in sidecar.workers():
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                held.add(entry.readlink().name)
     names = set()
     for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
-        fields = line.split()
-        if len(fields) > 7 and fields[7].startswith("@") and f"socket:[{fields[6]}]" in inodes:
-            names.add(fields[7].removeprefix("@"))
+        _, _, _, _, _, _, inode, *path = line.split()
+        if path and path[0].startswith("@") and f"socket:[{inode}]" in held:
+            names.add(path[0].removeprefix("@"))
     return names
 
 

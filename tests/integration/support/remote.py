@@ -43,10 +43,13 @@ class RemoteError(Exception):
 
 
 class Remote:
-    """Runs Python in a process of its own, with ``client``, ``keyside`` and ``grpc`` at hand.
+    """Runs Python in a process of its own.
+
+    At hand it has ``client`` (a ``keyside.Client``), ``keyside``, ``grpc``, ``target`` (where a
+    channel goes to) and ``owner`` (whom the socket belongs to).
 
     Args:
-        sidecar: Where ``client``, a ``keyside.Client``, connects to.
+        sidecar: Where ``client`` connects to.
         uid: The account, and its group's number.
     """
 

@@ -30,7 +30,8 @@ def main() -> None:
     """Do what is asked until there are no more requests."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     owner = int(os.environ["KEYSIDE_TEST_OWNER"])
-    names: dict[str, Any] = {"keyside": keyside, "grpc": grpc, "owner": owner}
+    target = f"unix:{os.environ['KEYSIDE_SOCKET']}"
+    names: dict[str, Any] = {"keyside": keyside, "grpc": grpc, "target": target, "owner": owner}
     names["client"] = keyside.Client(expected_owner=owner)
     for line in sys.stdin:
         request = json.loads(line)

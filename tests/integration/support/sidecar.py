@@ -274,6 +274,28 @@ path = "{self.root_key}"
             **who,
         )
 
+    def keyside(
+        self, *arguments: str, uid: int = SERVICE_UID, stdin: bytes = b""
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the ``keyside`` command as another account, to its end."""
+        who: dict[str, object] = {}
+        if IS_ROOT:
+            who = {"user": uid, "group": uid, "extra_groups": []}
+        return subprocess.run(  # type: ignore[call-overload,no-any-return]
+            [Path(PYTHON).with_name("keyside"), *arguments],
+            env={
+                "PATH": os.environ["PATH"],
+                "KEYSIDE_SOCKET": str(self.socket),
+                "KEYSIDE_EXPECTED_OWNER": str(SIDECAR_UID if IS_ROOT else os.geteuid()),
+            },
+            input=stdin,
+            capture_output=True,
+            timeout=60,
+            cwd="/",
+            check=False,
+            **who,
+        )
+
 
 _PROLOGUE = """
 import os
