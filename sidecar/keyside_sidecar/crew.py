@@ -244,10 +244,15 @@ class Crew:
     def _on_channel(self, member: Member) -> None:
         if member.outbox:
             self._flush(member)
+        if self._receive(member) and member.takes_connections:
+            self._on_room()
+
+    def _receive(self, member: Member) -> bool:
+        """Take one packet, if there is one; return whether the worker can still be talked to."""
         try:
             packet = member.channel.receive()
         except BlockingIOError:
-            return
+            return True
         except HandoverError as error:
             self.kill(member, str(error))
             packet = None
@@ -255,11 +260,10 @@ class Crew:
             packet = None
         if packet is None or not self._take(member, packet.fields):
             self._loop.unwatch(member.channel.fileno())  # SIGCHLD says the rest
-            return
+            return False
         for descriptor in packet.descriptors:  # a worker has none to give
             os.close(descriptor)
-        if member.takes_connections:
-            self._on_room()
+        return True
 
     def _take(self, member: Member, fields: dict[str, Any]) -> bool:
         member.silent_checks = 0

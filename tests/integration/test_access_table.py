@@ -211,12 +211,19 @@ class Sidecars:
 
     stack: contextlib.ExitStack
     started: dict[str, Sidecar] = field(default_factory=dict)
+    callers: dict[str, Caller] = field(default_factory=dict)
 
     def find(self, name: str) -> Sidecar:
         """Return the sidecar of that name."""
         if name not in self.started:
             self.started[name] = self.stack.enter_context(running_sidecar(**SIDECARS[name]))
         return self.started[name]
+
+    def caller(self, name: str) -> Caller:
+        """Return the caller of one class, which keeps its connection."""
+        if name not in self.callers:
+            self.callers[name] = start_caller(KINDS[name], self)
+        return self.callers[name]
 
 
 @pytest.fixture(scope="module")
@@ -228,34 +235,28 @@ def sidecars() -> Iterator[Sidecars]:
 @pytest.fixture(scope="module")
 def envelope(sidecars: Sidecars) -> bytes:
     """An envelope under mail-credentials, for callers that can't make one."""
-    with calling(sidecars, KINDS["allowed-service"]) as caller:
-        return encrypt(caller)
+    return encrypt(sidecars.caller("allowed-service"))
 
 
-@contextlib.contextmanager
-def calling(sidecars: Sidecars, kind: Kind) -> Iterator[Caller]:
-    """Give a caller of one class."""
-    sidecar = sidecars.find(kind.sidecar)
-    with contextlib.ExitStack() as stack:
-        callers = stack.enter_context(callers_of(sidecar.socket))
-        settings = dict(kind.ids)
-        if kind.way == "ended":
-            # It ends while its connection waits to be accepted; whoever holds it then, calls.
-            with paused(sidecar):
-                lender = stack.enter_context(lending(sidecar.socket, SERVICE_UID, SERVICE_GID))
-                lender.end_connector()
-            settings["target"] = stack.enter_context(calls_through(lender.connection))
-        elif kind.way == "nsenter":
-            assert sidecar.process is not None
-            children = Path(f"/proc/{sidecar.process.pid}/task/{sidecar.process.pid}/children")
-            settings["prefix"] = [
-                "nsenter",
-                f"--pid=/proc/{children.read_text().split()[0]}/ns/pid",
-            ]
-        elif kind.way:
-            path = next(path for path in private_sockets(sidecar) if path.name == kind.way)
-            settings["target"] = f"unix:{path}"
-        yield callers.start(settings.pop("uid"), **settings)
+def start_caller(kind: Kind, sidecars: Sidecars) -> Caller:
+    """Start a caller of one class; it ends with the sidecars."""
+    sidecar, stack, settings = sidecars.find(kind.sidecar), sidecars.stack, dict(kind.ids)
+    callers = stack.enter_context(callers_of(sidecar.socket))
+    if kind.way == "ended":
+        # It ends while its connection waits to be accepted; whoever holds it then, calls.
+        with paused(sidecar):
+            lender = stack.enter_context(lending(sidecar.socket, SERVICE_UID, SERVICE_GID))
+            lender.end_connector()
+        settings["target"] = stack.enter_context(calls_through(lender.connection))
+    elif kind.way == "nsenter":
+        assert sidecar.process is not None
+        children = Path(f"/proc/{sidecar.process.pid}/task/{sidecar.process.pid}/children")
+        inside = children.read_text().split()[0]
+        settings["prefix"] = ["nsenter", f"--pid=/proc/{inside}/ns/pid"]
+    elif kind.way:
+        path = next(path for path in private_sockets(sidecar) if path.name == kind.way)
+        settings["target"] = f"unix:{path}"
+    return callers.start(settings.pop("uid"), **settings)
 
 
 def requests(envelope: bytes, key: str = "mail-credentials") -> dict[str, Message | bytes]:
@@ -287,7 +288,8 @@ def test_every_rpc_as_every_class_of_caller(sidecars: Sidecars, envelope: bytes,
     """Each call ends as the table says; a refusal has its text and remedy and brings no data."""
     *cells, told = ROWS[name]
     expected = dict(zip(COLUMNS, (OUTCOMES[cell] for cell in cells), strict=True))
-    with calling(sidecars, KINDS[name]) as caller:
+    caller = sidecars.caller(name)
+    if True:
         if expected[ENCRYPT] == expected[DECRYPT] == OUTCOMES["yes"]:
             envelope = encrypt(caller)  # each sidecar has a store of its own
         answers = {path: caller.call(path, request) for path, request in requests(envelope).items()}
@@ -317,12 +319,12 @@ def test_i11_unknown_and_forbidden_keys_look_alike(
     """To the letter."""
     renamed = envelope.replace(b"mail-credentials", b"mail-credentialz", 1)
     forbidden, unknown = requests(envelope), requests(renamed, "mail-credentialz")
-    with calling(sidecars, KINDS[name]) as caller:
-        for path in (ENCRYPT, DECRYPT, REWRAP, GET_KEY, ROTATE_KEY):
-            refused = caller.call(path, forbidden[path])
-            if refused.code != "OK":
-                other = caller.call(path, unknown[path])
-                assert (other.outcome, other.text) == (refused.outcome, refused.text)
+    caller = sidecars.caller(name)
+    for path in (ENCRYPT, DECRYPT, REWRAP, GET_KEY, ROTATE_KEY):
+        refused = caller.call(path, forbidden[path])
+        if refused.code != "OK":
+            other = caller.call(path, unknown[path])
+            assert (other.outcome, other.text) == (refused.outcome, refused.text)
 
 
 @pytest.mark.parametrize("name", ["stranger", "person-service", "overflow-uid", "ended"])
@@ -331,9 +333,9 @@ def test_nothing_is_parsed_for_a_caller_who_is_allowed_nothing(
 ) -> None:
     """Bytes that are no message get the same refusal."""
     expected = OUTCOMES[ROWS[name][0]]
-    with calling(sidecars, KINDS[name]) as caller:
-        for path in (ENCRYPT, DECRYPT, REWRAP, LIST_KEYS, GET_KEY, ROTATE_KEY):
-            assert caller.call(path, b"\xff\xff\xff", raw=True).outcome == expected
+    for path in (ENCRYPT, DECRYPT, REWRAP, LIST_KEYS, GET_KEY, ROTATE_KEY):
+        answer = sidecars.caller(name).call(path, b"\xff\xff\xff", raw=True)
+        assert answer.outcome == expected
 
 
 def test_each_class_of_caller_has_a_row() -> None:

@@ -77,23 +77,22 @@ def test_an_unknown_service_is_not_found_and_watched_as_unknown(
     probe.run("watch.cancel()")
 
 
-def test_every_watch_is_told_when_the_sidecar_drains() -> None:
-    with running_sidecar() as sidecar, Remote(sidecar) as service, Remote(sidecar, 1) as stranger:
-        watched = (*SERVICES, "unknown.Service")
-        for who in (service, stranger):
-            who.run(PROBE)
-            who.run(
-                "watches = {service: health.Watch(ask(service)) for service in services}\n"
-                "first = [name(next(watch).status) for watch in watches.values()]",
-                services=watched,
-            )
+@pytest.mark.parametrize("uid", [SERVICE_UID, STRANGER_UID])
+def test_every_watch_is_told_when_the_sidecar_drains(uid: int) -> None:
+    watched = (*SERVICES, "unknown.Service")
+    with running_sidecar() as sidecar, Remote(sidecar, uid) as probe:
+        probe.run(PROBE)
+        probe.run(
+            "watches = {service: health.Watch(ask(service)) for service in services}\n"
+            "first = [name(next(watch).status) for watch in watches.values()]",
+            services=watched,
+        )
         assert sidecar.stop() == 0
-        for who in (service, stranger):
-            rest = who.run(
-                "answer = {service: [name(status.status) for status in watch]"
-                " for service, watch in watches.items()}"
-            )
-            assert rest == {**dict.fromkeys(SERVICES, ["NOT_SERVING"]), "unknown.Service": []}
+        rest = probe.run(
+            "answer = {service: [name(status.status) for status in watch]"
+            " for service, watch in watches.items()}"
+        )
+        assert rest == {**dict.fromkeys(SERVICES, ["NOT_SERVING"]), "unknown.Service": []}
 
 
 def test_keyside_status_is_a_container_s_health_check() -> None:

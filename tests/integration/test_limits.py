@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import signal
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-from support.caller import Answer, Callers, callers_of
+from support.caller import Answer, Caller, Callers, callers_of
 from support.peers import TIMEOUT_S, connect_as, is_closed, read_to_end
 from support.sidecar import (
     ENCRYPT_ONLY_UID,
-    OPERATOR_UID,
     SERVICE_UID,
     Sidecar,
     running_sidecar,
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.root
 STRANGER_UID = 64206
 # One for each test that uses up an account's share, so that none has to wait for another's end.
 CROWD_UIDS = (64211, 64212, 64213)
+STRANGER_UIDS = (64221, 64222, 64223)
 # More than fit between supervisor and worker at once, and fewer than this process may open.
 MAX_CONNECTIONS = 300
 MAX_CALLS = 8
@@ -89,12 +91,32 @@ def callers(sidecar: Sidecar) -> Iterator[Callers]:
         yield started
 
 
-def encrypt_as(callers: Callers, uid: int) -> Answer:
-    """Return what comes of a call on a new connection."""
-    caller = callers.start(uid)
-    answer = caller.call(ENCRYPT, ENCRYPT_REQUEST)
-    caller.end()
-    return answer
+@dataclass(frozen=True)
+class Others:
+    """Callers that go on through all of this, with a new connection for each call."""
+
+    by_uid: dict[int, Caller]
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def encrypt(self, uid: int = ENCRYPT_ONLY_UID) -> Answer:
+        """Return what comes of a call."""
+        channel = str(next(self.numbers))
+        answer = self.by_uid[uid].call(ENCRYPT, ENCRYPT_REQUEST, channel=channel)
+        self.by_uid[uid].do("close", channel=channel)
+        return answer
+
+    def wait_until_served(self, uid: int = ENCRYPT_ONLY_UID) -> None:
+        """Wait until the sidecar has noticed what an account has let go of."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while (answer := self.encrypt(uid)).outcome != OK:
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def others(sidecar: Sidecar) -> Iterator[Others]:
+    with callers_of(sidecar.socket) as started:
+        yield Others({uid: started.start(uid) for uid in (SERVICE_UID, ENCRYPT_ONLY_UID)})
 
 
 class Peers:
@@ -129,17 +151,9 @@ def wait_until_closed(connection: socket.socket) -> None:
     assert poll.poll(TIMEOUT_S * 1000), "the connection was not closed"
 
 
-def wait_until_served(callers: Callers, uid: int) -> None:
-    """Wait until the sidecar has noticed what an account has let go of."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while (answer := encrypt_as(callers, uid)).outcome != OK:
-        assert time.monotonic() < deadline, answer
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("greedy", [SERVICE_UID, CROWD_UIDS[0]])
 def test_silent_connections_take_up_one_account_s_share_only(
-    sidecar: Sidecar, callers: Callers, peers: Peers, greedy: int
+    sidecar: Sidecar, others: Others, peers: Peers, greedy: int
 ) -> None:
     workers = sidecar.workers()
     log_bytes = sidecar.log.stat().st_size
@@ -148,11 +162,11 @@ def test_silent_connections_take_up_one_account_s_share_only(
     for connection in beyond:
         wait_until_closed(connection)
     assert not any(map(is_closed, held))
-    assert encrypt_as(callers, greedy).code == "UNAVAILABLE"
-    assert encrypt_as(callers, ENCRYPT_ONLY_UID).outcome == OK
-    peers.close()
+    assert others.encrypt().outcome == OK
     if greedy == SERVICE_UID:
-        wait_until_served(callers, greedy)
+        assert others.encrypt(greedy).code == "UNAVAILABLE"
+        peers.close()
+        others.wait_until_served(greedy)
     assert sidecar.workers() == workers
     assert sidecar.log.stat().st_size - log_bytes < 10_000, "each connection is in the log"
 
@@ -161,12 +175,12 @@ def test_connections_wait_for_a_worker_that_is_busy(
     sidecar: Sidecar, callers: Callers, peers: Peers
 ) -> None:
     """However many come at once: none is lost, of the greedy one nor of others."""
+    other = callers.start(ENCRYPT_ONLY_UID)
     (worker,) = sidecar.workers()
     os.kill(worker, signal.SIGSTOP)
     try:
         held = peers.connect(CROWD_UIDS[1], MAX_CONNECTIONS)
         (beyond,) = peers.connect(CROWD_UIDS[1], 1)
-        other = callers.start(ENCRYPT_ONLY_UID)
         other.begin("call", path=ENCRYPT, data="")
         wait_until_closed(beyond)
     finally:
@@ -176,25 +190,20 @@ def test_connections_wait_for_a_worker_that_is_busy(
 
 
 def test_connections_that_wait_for_a_first_worker_count_as_well(
-    sidecar: Sidecar, callers: Callers, peers: Peers
+    sidecar: Sidecar, others: Others, peers: Peers
 ) -> None:
     (worker,) = sidecar.workers()
     os.kill(worker, signal.SIGKILL)
     while worker in sidecar.workers():
         time.sleep(0.01)
-    held = peers.connect(CROWD_UIDS[2], MAX_CONNECTIONS)
-    beyond = peers.connect(CROWD_UIDS[2], 100)
-    for connection in beyond:
+    peers.connect(CROWD_UIDS[2], MAX_CONNECTIONS)
+    for connection in peers.connect(CROWD_UIDS[2], 100):
         wait_until_closed(connection)
-    assert encrypt_as(callers, ENCRYPT_ONLY_UID).outcome == OK
-    assert not any(map(is_closed, held))
-    peers.close()
+    others.wait_until_served()
 
 
-@pytest.mark.parametrize("greedy", [SERVICE_UID, STRANGER_UID])
-def test_calls_in_flight_take_up_one_account_s_share_only(callers: Callers, greedy: int) -> None:
-    """A stranger's count as well, also those that would be refused."""
-    caller = callers.start(greedy)
+def test_calls_in_flight_take_up_one_account_s_share_only(callers: Callers, others: Others) -> None:
+    caller = callers.start(SERVICE_UID)
     assert caller.do("hold", path=WATCH, count=6) == {"codes": {"OK": 6}}
     held = caller.do("hold", path=WATCH, count=6, channel="second")
     assert held == {"codes": {"OK": 2, " ".join(TOO_MANY_CALLS): 4}}
@@ -202,13 +211,24 @@ def test_calls_in_flight_take_up_one_account_s_share_only(callers: Callers, gree
     assert refused.outcome == TOO_MANY_CALLS
     assert "max_calls_per_uid" in refused.remedy
     assert caller.call(CHECK).outcome == TOO_MANY_CALLS
-    assert encrypt_as(callers, ENCRYPT_ONLY_UID).outcome == OK
+    assert others.encrypt().outcome == OK
     caller.do("release")
-    deadline = time.monotonic() + TIMEOUT_S
-    expected = NOT_ALLOWED if greedy == STRANGER_UID else OK
-    while (answer := caller.call(ENCRYPT, ENCRYPT_REQUEST)).outcome != expected:
-        assert answer.outcome == TOO_MANY_CALLS
-        assert time.monotonic() < deadline
+    others.wait_until_served(SERVICE_UID)
+
+
+def test_what_strangers_keep_open_takes_nothing_from_services(
+    callers: Callers, others: Others
+) -> None:
+    """However many uids they have; and a probe of theirs is answered all the same."""
+    for uid in STRANGER_UIDS:
+        stranger = callers.start(uid)
+        held = stranger.do("hold", path=WATCH, count=4)["codes"]
+        held_too = stranger.do("hold", path=WATCH, count=4, channel="second")["codes"]
+        assert held == {"OK": 4}
+        assert held_too == {" ".join(TOO_MANY_CALLS): 4}
+        assert stranger.call(CHECK).outcome == OK
+        assert stranger.call(ENCRYPT, ENCRYPT_REQUEST).outcome == NOT_ALLOWED
+    assert others.encrypt().outcome == OK
 
 
 def request(**settings: object) -> encryption_pb2.EncryptRequest:
@@ -265,7 +285,7 @@ def test_what_grpc_finds_too_large_is_told_the_limit(callers: Callers, uid: int)
 
 def test_a_stranger_s_large_request_is_refused_unread(callers: Callers) -> None:
     stranger = callers.start(STRANGER_UID)
-    for _ in range(20):
+    for _ in range(5):
         answer = stranger.call(ENCRYPT, request(plaintext=bytes(8 * MIB)))
         assert answer.outcome == NOT_ALLOWED
     assert stranger.call(GET_STATUS).code == "OK"
@@ -274,12 +294,11 @@ def test_a_stranger_s_large_request_is_refused_unread(callers: Callers) -> None:
 @pytest.mark.parametrize("uid", [STRANGER_UID, SERVICE_UID])
 @pytest.mark.parametrize("kind", JUNK)
 def test_what_is_no_http2_harms_nobody(
-    sidecar: Sidecar, callers: Callers, peers: Peers, kind: str, uid: int
+    sidecar: Sidecar, others: Others, peers: Peers, kind: str, uid: int
 ) -> None:
     workers = sidecar.workers()
-    steady = callers.start(OPERATOR_UID)
-    shown = keys_pb2.GetKeyRequest(name="mail-credentials")
-    assert steady.call(GET_KEY, shown).outcome == OK
+    steady = others.by_uid[SERVICE_UID]
+    assert steady.call(ENCRYPT, ENCRYPT_REQUEST).outcome == OK
     log_bytes = sidecar.log.stat().st_size
     junk = peers.connect(uid, 3)
     for connection in junk:
@@ -287,13 +306,13 @@ def test_what_is_no_http2_harms_nobody(
             connection.sendall(JUNK[kind])
         except ConnectionError:
             continue  # closed already
-    assert steady.call(GET_KEY, shown).outcome == OK
+    assert steady.call(ENCRYPT, ENCRYPT_REQUEST).outcome == OK
     if kind not in MAY_STAY_OPEN:
         for connection in junk:
             read_to_end(connection)
     peers.close()
-    assert encrypt_as(callers, ENCRYPT_ONLY_UID).outcome == OK
-    assert steady.call(GET_KEY, shown).outcome == OK
+    assert others.encrypt().outcome == OK
+    assert steady.call(ENCRYPT, ENCRYPT_REQUEST).outcome == OK
     assert sidecar.workers() == workers
     with sidecar.log.open("rb") as log:
         log.seek(log_bytes)

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterator
 
     from keyside_sidecar.access.reasons import Reason
+    from keyside_sidecar.peer.membership import _Entry
 
 UID, OTHER_UID = 70001, 70002
 STAFF, OPERATORS = 70100, 70200
@@ -50,6 +51,8 @@ class FakeNameService:
         self.takes_s = 0.0
         self.may_answer = threading.Event()
         self.may_answer.set()
+        # What the lookup of one account waits for besides.
+        self.gates: dict[int, threading.Event] = {}
         self.lookups: list[int] = []
 
     def account(self, uid: int) -> Account | None:
@@ -58,6 +61,8 @@ class FakeNameService:
         account = Account(f"account-{uid}", uid, uid) if uid in self.groups else None
         failure = self.failure
         self.may_answer.wait()
+        if gate := self.gates.get(uid):
+            gate.wait()
         if failure is not None:
             raise failure
         return account
@@ -73,9 +78,7 @@ class FakeNameService:
 class Scene:
     """A membership and what it stands on."""
 
-    def __init__(
-        self, *, patience_s: float = 30.0, threads: int = 4, max_accounts: int = 8
-    ) -> None:
+    def __init__(self, *, patience_s: float = 30.0, max_accounts: int = 8, **settings: Any) -> None:
         self.clock = FakeClock()
         self.names = FakeNameService(self.clock)
         self.membership = Membership(
@@ -84,9 +87,9 @@ class Scene:
             ttl_s=TTL_S,
             stale_max_s=STALE_MAX_S,
             clock=self.clock,
-            threads=threads,
             lookup_timeout_s=patience_s,
             max_accounts=max_accounts,
+            **settings,
         )
 
     async def gids(self, uid: int = UID) -> frozenset[int]:
@@ -99,10 +102,14 @@ class Scene:
             await self.membership.identify(uid)
         return refused.value.reason
 
+    def entries(self) -> list[_Entry]:
+        """Return what is remembered."""
+        return [*self.membership._served.values(), *self.membership._others.values()]
+
     async def settle(self) -> None:
         """Wait until no lookup is under way."""
         async with asyncio.timeout(20):
-            while any(entry.flight for entry in self.membership._entries.values()):  # noqa: ASYNC110
+            while any(entry.flight for entry in self.entries()):  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
     async def wait_for_lookups(self, count: int) -> None:
@@ -114,11 +121,13 @@ class Scene:
 
 @contextmanager
 def playing(
-    *, patience_s: float = 30.0, threads: int = 4, max_accounts: int = 8
+    **settings: Any,
 ) -> Iterator[tuple[Scene, Callable[[Coroutine[object, object, None]], None]]]:
-    scene = Scene(patience_s=patience_s, threads=threads, max_accounts=max_accounts)
+    scene = Scene(**settings)
     try:
         yield scene, asyncio.run
     finally:
         scene.names.may_answer.set()
+        for gate in scene.names.gates.values():
+            gate.set()
         scene.membership.close()

@@ -191,7 +191,7 @@ def test_only_so_many_accounts_are_remembered_and_the_least_used_is_forgotten() 
             scene.names.groups = {uid: {uid} for uid in range(5)}
             for uid in (0, 1, 2, 0, 3, 0, 4):
                 await scene.gids(uid)
-            assert len(scene.membership._entries) == 3
+            assert len(scene.entries()) == 3
             assert scene.membership.fresh(0) is not None
             assert scene.membership.fresh(1) is None
 

@@ -21,7 +21,7 @@ from tests.unit.membership_scene import (
 )
 
 from keyside_sidecar.access.reasons import Reason
-from keyside_sidecar.peer.lookups import GIVEN_UP_AFTER_S, LookupThreads
+from keyside_sidecar.peer.lookups import GIVEN_UP_AFTER_S, Job, LookupThreads
 
 if TYPE_CHECKING:
     import pytest
@@ -189,13 +189,16 @@ def test_a_defect_in_a_lookup_is_an_outage_and_is_logged(caplog: pytest.LogCaptu
 
 def test_threads_that_hang_are_replaced_up_to_a_limit() -> None:
     clock = FakeClock()
-    threads = LookupThreads(2, clock)
+    threads = LookupThreads(2, clock, 100)
     hang = threading.Event()
     begun = threading.Semaphore(0)
 
     def job() -> None:
         begun.release()
         hang.wait()
+
+    def never() -> None:
+        raise AssertionError("there is room")
 
     def count_begun() -> int:
         count = 0
@@ -204,16 +207,16 @@ def test_threads_that_hang_are_replaced_up_to_a_limit() -> None:
         return count
 
     for _ in range(4):
-        threads.submit(job)
+        threads.submit(Job(job, never))
     assert count_begun() == 2
     for expected in (2, 2, 2, 2, 0):
         clock.now_s += GIVEN_UP_AFTER_S
-        threads.submit(job)
-        threads.submit(job)
+        threads.submit(Job(job, never))
+        threads.submit(Job(job, never))
         assert count_begun() == expected
     hang.set()
     done = threading.Event()
-    threads.submit(done.set)
+    threads.submit(Job(done.set, never))
     assert done.wait(10)
     threads.close()
 
