@@ -118,7 +118,7 @@ def check_socket(path: str, owner: ExpectedOwner) -> TrustedSocket:
         if not os.access(resolved, os.W_OK, effective_ids=True):
             # access says no as well where the file went, as when the sidecar restarts.
             if _identify(os.lstat(resolved)) != _identify(facts):
-                raise FileNotFoundError
+                raise FileNotFoundError  # noqa: TRY301
             raise _denied(resolved)
     except (FileNotFoundError, NotADirectoryError):
         raise Unavailable(

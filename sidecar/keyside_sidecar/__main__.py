@@ -6,6 +6,7 @@ Exit codes follow sysexits(3): 0 done, 64 usage, 69 unavailable, 70 internal, 73
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,8 @@ from keyside_sidecar.errors import (
 )
 
 _DEFAULT_CONFIG: Final = Path("/etc/keyside/keyside.toml")
+# What the extra [sidecar] brings; the client alone does without.
+_SIDECAR_MODULES: Final = ("uvloop", "sqlalchemy", "alembic", "grpc_health", "grpc_reflection")
 _EX_USAGE: Final = 64
 _EX_UNAVAILABLE: Final = 69
 _EX_CONFIG: Final = 78
@@ -41,6 +44,13 @@ _EX_CONFIG: Final = 78
 @click.pass_context
 def cli(context: click.Context, config_path: Path) -> None:
     """Keyside's daemon: encryption for this host's services, without giving them keys."""
+    missing = [name for name in _SIDECAR_MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise StartupError(
+            f"the daemon's dependencies are not installed ({', '.join(missing)})",
+            remedy="pip install 'keyside[sidecar]'",
+            exit_code=_EX_UNAVAILABLE,
+        )
     context.obj = config_path
 
 

@@ -35,10 +35,7 @@ class Ledger:
         room = self.max_connections
         if not insider:
             room -= room // _KEPT_FOR_INSIDERS
-        return (
-            len(self._owners) < room
-            and self._by_uid.get(uid, 0) < self.max_connections_per_uid
-        )
+        return len(self._owners) < room and self._by_uid.get(uid, 0) < self.max_connections_per_uid
 
     def add(self, uid: int, worker: int) -> int:
         """Count a connection and return its number."""

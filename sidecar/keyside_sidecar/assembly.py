@@ -42,9 +42,7 @@ class Parts:
         directory: For the inner sockets.
     """
 
-    def __init__(
-        self, settings: WorkerSettings, board: ServingBoard, directory: Path
-    ) -> None:
+    def __init__(self, settings: WorkerSettings, board: ServingBoard, directory: Path) -> None:
         config, policy = settings.config, settings.policy
         clock = SystemClock()
         custodian = open_custodian(config.root_key)
@@ -57,6 +55,7 @@ class Parts:
             Membership(
                 NameService(),
                 relevant_gids=policy.gids,
+                relevant_uids=policy.uids,
                 ttl_s=config.identity.membership_ttl_s,
                 stale_max_s=config.identity.membership_stale_max_s,
                 clock=clock,

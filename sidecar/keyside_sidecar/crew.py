@@ -174,7 +174,9 @@ class Crew:
     def hand_over(self, arrival: Arrival, member: Member, credential: PeerCredential) -> None:
         """Give a connection to a worker; its descriptors are closed here once it has them."""
         number = self._ledger.add(credential.uid, member.index)
-        self._post(member, {"connection": number, "credential": credential.to_json()}, arrival, number)
+        self._post(
+            member, {"connection": number, "credential": credential.to_json()}, arrival, number
+        )
 
     def drain(self, grace_s: float) -> None:
         """Tell every worker to finish its calls within ``grace_s`` seconds and end."""
@@ -208,7 +210,11 @@ class Crew:
     # -- packets ----------------------------------------------------------------------------
 
     def _post(
-        self, member: Member, fields: dict[str, Any], arrival: Arrival | None = None, number: int = 0
+        self,
+        member: Member,
+        fields: dict[str, Any],
+        arrival: Arrival | None = None,
+        number: int = 0,
     ) -> None:
         member.outbox.append((fields, arrival, number))
         if len(member.outbox) == 1:

@@ -92,9 +92,7 @@ class ServingBoard:
 
     def is_well(self) -> bool:
         """Return whether the sidecar as a whole serves, and nothing raises an alarm."""
-        return self.serves_encryption() and not any(
-            problem.is_alarm for problem in self.problems()
-        )
+        return self.serves_encryption() and not any(problem.is_alarm for problem in self.problems())
 
     def serves_keys(self) -> bool:
         """Return whether KeyService is served."""

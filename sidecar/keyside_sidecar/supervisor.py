@@ -207,8 +207,11 @@ class Supervisor:
             self._loop.after(_WAIT_FOR_WORKER_S, self._give_up_waiting)
 
     def _has_room(self, connection: socket.socket, peer: Ucred) -> bool:
-        """Whether a connection may be taken. A part of the room is kept for callers who, by what
-        the kernel captured, may be allowed something. This decides about room, and nothing else."""
+        """Return whether a connection may be taken.
+
+        A part of the room is kept for callers who, by what the kernel captured, may be allowed
+        something. That decides about room, and about nothing else.
+        """
         if self._ledger.has_room(peer.uid, insider=True) and (
             peer.uid in self._policy_uids
             or peer.gid in self._policy_gids

@@ -7,7 +7,9 @@ or taken away, when it starts.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -336,6 +338,31 @@ def test_nothing_is_parsed_for_a_caller_who_is_allowed_nothing(
     for path in (ENCRYPT, DECRYPT, REWRAP, LIST_KEYS, GET_KEY, ROTATE_KEY):
         answer = sidecars.caller(name).call(path, b"\xff\xff\xff", raw=True)
         assert answer.outcome == expected
+
+
+def test_i6_strangers_are_told_that_something_is_wrong_and_not_what() -> None:
+    """Here a row of the store was changed by hand."""
+    with running_sidecar() as sidecar, callers_of(sidecar.socket) as callers:
+        operator, stranger = callers.start(OPERATOR_UID), callers.start(STRANGER_UID)
+        with contextlib.closing(sqlite3.connect(sidecar.store)) as store, store:
+            store.execute("UPDATE key_versions SET made_by_uid = 1")
+        deadline = time.monotonic() + 30
+        while not (found := find_problem(operator, "STORE_TAMPERED")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert "mail-credentials" in found.summary
+        told = find_problem(stranger, "STORE_TAMPERED")
+        assert told is not None
+        assert told.blocking
+        assert told.since.ToSeconds() > 0
+        for fact in ("mail-credentials", "payroll", "version", str(sidecar.directory)):
+            assert fact not in told.summary + told.remedy
+
+
+def find_problem(caller: Caller, reason: str) -> status_pb2.Problem | None:
+    """Return what status tells a caller about one problem."""
+    status = caller.call(GET_STATUS).parse(status_pb2.GetStatusResponse)
+    return next((item for item in status.problems if item.reason == reason), None)
 
 
 def test_each_class_of_caller_has_a_row() -> None:

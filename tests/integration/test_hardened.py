@@ -1,4 +1,4 @@
-"""What the host sees of a running sidecar: no core dumps, nobody looks inside, no secrets outside."""
+"""What the host sees of a running sidecar: no core dumps, no way in, no secrets outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probes by stock clients: the health protocol, ``keyside status``, and reflection if configured."""
+"""Probes by stock clients: the health protocol, reflection if configured, ``keyside status``."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_an_unknown_service_is_not_found_and_watched_as_unknown(
 
 @pytest.mark.parametrize("uid", [SERVICE_UID, STRANGER_UID])
 def test_every_watch_is_told_when_the_sidecar_drains(uid: int) -> None:
-    watched = (*SERVICES, "unknown.Service")
+    watched = (*SERVICES[:3], "unknown.Service")  # four, which is as many as a stranger may have
     with running_sidecar() as sidecar, Remote(sidecar, uid) as probe:
         probe.run(PROBE)
         probe.run(
@@ -92,7 +92,8 @@ def test_every_watch_is_told_when_the_sidecar_drains(uid: int) -> None:
             "answer = {service: [name(status.status) for status in watch]"
             " for service, watch in watches.items()}"
         )
-        assert rest == {**dict.fromkeys(SERVICES, ["NOT_SERVING"]), "unknown.Service": []}
+        told = {service: ["NOT_SERVING"] for service in SERVICES[:3]}
+        assert rest == told | {"unknown.Service": []}
 
 
 def test_keyside_status_is_a_container_s_health_check() -> None:
@@ -151,7 +152,7 @@ def test_reflection_is_off_unless_configured(sidecar: Sidecar) -> None:
 
 
 def test_a_probe_that_stops_reading_holds_up_nobody(sidecar: Sidecar) -> None:
-    """Watches that are never read leave every other answer as it is."""
+    """Watches that are never read, as many as one likes, leave every other answer as it is."""
     with Remote(sidecar, STRANGER_UID) as idle, Remote(sidecar, STRANGER_UID) as probe:
         idle.run(PROBE + "watches = [health.Watch(ask('')) for _ in range(50)]")
         probe.run(PROBE)

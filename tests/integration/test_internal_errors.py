@@ -207,7 +207,9 @@ def test_i7_an_exception_after_decryption_tells_nothing_either(broken: Sidecar) 
     plaintext = b"marked-opened-14142135"
     with Remote(broken) as service:
         broken.start()
-        sealed = service.run("answer = client.encrypt('mail-credentials', bytes.fromhex(p))", p=plaintext.hex())
+        sealed = service.run(
+            "answer = client.encrypt('mail-credentials', bytes.fromhex(p))", p=plaintext.hex()
+        )
         assert broken.stop() == 0
         broken.launcher = launcher
         broken.start()

@@ -85,7 +85,9 @@ def run_node(program: Path, sidecar: Sidecar, request: dict[str, object]) -> dic
 
 def test_node_encrypts_decrypts_and_reads_errors(program: Path, sidecar: Sidecar) -> None:
     """What one language seals, the other opens."""
-    arguments = [part for name, value in CONTEXT.items() for part in ("--context", f"{name}={value}")]
+    arguments = [
+        part for name, value in CONTEXT.items() for part in ("--context", f"{name}={value}")
+    ]
     sealed = sidecar.keyside("encrypt", KEY, *arguments, stdin=PLAINTEXT)
     assert sealed.returncode == 0, sealed.stderr
     answer = run_node(

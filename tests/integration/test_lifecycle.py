@@ -100,7 +100,9 @@ def test_sigterm_finishes_the_call_under_way_and_turns_everything_else_away() ->
             assert stranger.run("answer = check('keyside.v1.KeyService')") == "NOT_SERVING"
             assert service.run("answer = [status.status for status in watch]") == [2]
             with pytest.raises(RemoteError) as refused:
-                service.run(f"keyside.Client(expected_owner=owner, retry=False).encrypt({KEY!r}, b'')")
+                service.run(
+                    f"keyside.Client(expected_owner=owner, retry=False).encrypt({KEY!r}, b'')"
+                )
             assert (refused.value.kind, refused.value.reason) == ("Unavailable", "SOCKET_MISSING")
             assert operator.is_busy()
         assert operator.finish() == 2
@@ -234,7 +236,7 @@ def count_sockets(pid: int) -> int:
     targets = []
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            targets.append(os.readlink(descriptor))
+            targets.append(str(descriptor.readlink()))
     return sum(target.startswith("socket:") for target in targets)
 
 

@@ -78,6 +78,7 @@ SERVING = {
     "keyside.v1.StatusService": "SERVING",
 }
 WITHOUT_KEYS = {**SERVING, "keyside.v1.KeyService": "NOT_SERVING"}
+ALARM = {**WITHOUT_KEYS, "": "NOT_SERVING"}
 STRANGE = bytes(range(16))
 DECRYPT = "answer = client.decrypt(bytes.fromhex(envelope))"
 KEY_CALLS = ("client.list_keys()", "client.get_key(key)")
@@ -261,7 +262,7 @@ def test_i6_a_row_that_was_changed_by_hand_is_refused_and_loudly(scene: Scene) -
     _, blocking, summary = seen["problems"]["STORE_TAMPERED"]
     assert blocking
     assert "version 1 of key mail-credentials" in summary
-    assert seen["health"] == WITHOUT_KEYS
+    assert seen["health"] == ALARM
     log = scene.sidecar.log.read_text()
     assert re.search(r'level=error event="store problem" .* reason=STORE_TAMPERED', log)
     # What was read before goes on being served; it was authentic then.
@@ -339,6 +340,7 @@ def test_i10_an_older_copy_of_the_store_is_refused_and_not_taken_for_an_outage(
     older.rename(scene.sidecar.store)
     seen = scene.await_problem("STORE_TAMPERED")
     assert "older" in seen["problems"]["STORE_TAMPERED"][2]
+    assert seen["health"] == ALARM
     refused = "FAILED_PRECONDITION STORE_REFUSED"
     scene.check_fails(scene.operator, "client.rotate_key(key)", refused)
     scene.check_decrypts(envelope, "under version 2")

@@ -1,4 +1,3 @@
-# ruff: noqa: T201  (what is printed is what the test reads)
 """A process that uses clients in some way and then forks; run by test_client_fork.py.
 
 ``python -m tests.unit.fork_scenarios SCENARIO SOCKET`` prints one word per child, then what the

@@ -109,13 +109,13 @@ class Scene:
     async def settle(self) -> None:
         """Wait until no lookup is under way."""
         async with asyncio.timeout(20):
-            while any(entry.flight for entry in self.entries()):  # noqa: ASYNC110
+            while any(entry.flight for entry in self.entries()):
                 await asyncio.sleep(0.001)
 
     async def wait_for_lookups(self, count: int) -> None:
         """Wait until so many lookups were begun."""
         async with asyncio.timeout(20):
-            while len(self.names.lookups) < count:  # noqa: ASYNC110  # filled by threads
+            while len(self.names.lookups) < count:  # filled by threads
                 await asyncio.sleep(0.001)
 
 

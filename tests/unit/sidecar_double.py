@@ -1,4 +1,4 @@
-# ruff: noqa: N802, ARG002, T201  (gRPC names the methods and their arguments)
+# ruff: noqa: N802, ARG002  (gRPC names the methods and their arguments)
 """A small sidecar for the client's tests: real gRPC on a real Unix socket, answers to order.
 
 It "encrypts" by reversing; what it is for is statuses, pages, delays and restarts. Run as a

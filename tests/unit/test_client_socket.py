@@ -229,3 +229,26 @@ def test_other_spellings_are_refused(text: str) -> None:
     with pytest.raises(errors.InvalidArgument) as caught:
         keyside.Client(text)
     assert caught.value.reason == "INVALID_SOCKET"
+
+
+def test_a_socket_that_goes_while_it_is_looked_at_is_missing_and_not_forbidden(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sidecar that restarts removes and makes it; the client must come back by itself."""
+    may_write = os.access
+
+    def vanish(*arguments: object, **settings: bool) -> bool:
+        path.unlink()
+        return may_write(*arguments, **settings)  # type: ignore[arg-type]
+
+    def be_replaced(*arguments: object, **settings: bool) -> bool:
+        answer = vanish(*arguments, **settings)
+        with socket.socket(socket.AF_UNIX) as successor:
+            successor.bind(str(path))
+        return answer
+
+    for happening in (be_replaced, vanish):
+        monkeypatch.setattr(os, "access", happening)
+        with pytest.raises(errors.Unavailable) as caught:
+            check_socket(str(path), ANYONE)
+        assert caught.value.reason == "SOCKET_MISSING"

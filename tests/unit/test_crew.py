@@ -35,6 +35,7 @@ class Watched:
             self.ledger,
             work=work,
             on_ready=self.ready.append,
+            on_room=lambda: None,
             on_ended=lambda member, code: self.ended.append((member, code)),
         )
 

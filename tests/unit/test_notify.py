@@ -81,7 +81,7 @@ def pass_descriptor(
 def test_passed_socket_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is closed on exec from then on, and the environment no longer speaks of it."""
     descriptor = listening(tmp_path / "s").detach()
-    os.set_inheritable(descriptor, True)  # noqa: FBT003
+    os.set_inheritable(descriptor, True)
     pass_descriptor(monkeypatch, descriptor)
     (taken,) = notify.listen_fds()
     with taken:

@@ -22,7 +22,7 @@ VersionTable = Mapping[tuple[str, int, bytes], bytes]
 PREAMBLE = b"KSE\x01"
 
 
-class Rejected(Exception):  # noqa: N818
+class Rejected(Exception):
     """The envelope does not open; ``layer`` is the step of "Reading" that refused it."""
 
     def __init__(self, layer: str) -> None:

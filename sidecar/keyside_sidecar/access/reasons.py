@@ -52,7 +52,7 @@ class Reason(enum.Enum):
         'create the account, or set identity.membership = "process" where uids have no names',
     )
     NAME_SERVICE_UNAVAILABLE = (
-        "the name service that knows the caller's groups is away",
+        "the name service that knows the caller's groups is away, or can't be asked soon enough",
         "restore the directory service; the call may be repeated",
     )
     NOT_ALLOWED = (

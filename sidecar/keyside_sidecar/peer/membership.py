@@ -299,11 +299,12 @@ class Membership:
         table = self._table(entry)
         table[entry.uid] = entry
         table.move_to_end(entry.uid)
-        if len(table) > self._max_accounts:
+        excess = len(table) - self._max_accounts
+        if excess > 0:
             # One that is being looked up stays: forgotten, it could be asked for twice at once.
-            idle = next((old for old in table.values() if old.flight is None), None)
-            if idle is not None and idle is not entry:
-                del table[idle.uid]
+            idle = (old.uid for old in table.values() if old.flight is None and old is not entry)
+            for uid in list(itertools.islice(idle, excess)):
+                del table[uid]
 
     def _ask(self, entry: _Entry) -> _Flight | None:
         """Return the lookup under way for an account, begun here if need be; None: not now.

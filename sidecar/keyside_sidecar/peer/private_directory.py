@@ -44,8 +44,10 @@ class PrivateDirectory:
 
     @classmethod
     def make(cls, public_path: str) -> PrivateDirectory:
-        """Make one beside the public socket or, where that isn't allowed, in the unit's runtime
-        directory or the one for temporary files; remove stale ones there.
+        """Make one, and remove stale ones.
+
+        It lies beside the public socket or, where that isn't allowed, in the unit's runtime
+        directory or the one for temporary files.
 
         Raises:
             StartupError: None of these can be used.

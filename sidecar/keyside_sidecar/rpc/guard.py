@@ -155,9 +155,7 @@ class Guard:
             serve: Gets the parsed request and the context to write to.
         """
 
-        async def answer(
-            _requests: object, context: StreamContext, connection: Connection
-        ) -> None:
+        async def answer(_requests: object, context: StreamContext, connection: Connection) -> None:
             await serve(_parse(request_type, await _receive(context, connection)), context)
 
         return self._stream(method, answer)

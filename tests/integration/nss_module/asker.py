@@ -78,7 +78,7 @@ def main() -> None:
     """Answer until there are no more requests."""
     asker = Asker(sys.argv[1])
     for line in sys.stdin:
-        print(json.dumps(asker.answer(json.loads(line))), flush=True)  # noqa: T201
+        print(json.dumps(asker.answer(json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,12 @@ import keyside
 
 def describe(error: Exception) -> dict[str, Any]:
     """Return what a test wants to know of an error."""
-    facts: dict[str, Any] = {"kind": type(error).__name__, "text": str(error), "code": "", "reason": ""}
+    facts: dict[str, Any] = {
+        "kind": type(error).__name__,
+        "text": str(error),
+        "code": "",
+        "reason": "",
+    }
     if isinstance(error, keyside.KeysideError):
         facts |= {"code": error.code, "reason": error.reason, "remedy": error.remedy}
     elif isinstance(error, grpc.Call):

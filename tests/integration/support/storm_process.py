@@ -22,7 +22,7 @@ import keyside
 
 ROTATING_THREADS = 3
 CALL_TIMEOUT_S = 5.0
-PAUSE_S = 0.02
+PAUSE_S = 0.05
 FINAL_TIMEOUT_S = 30.0
 
 stopping = threading.Event()

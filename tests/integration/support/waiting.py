@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T], is_right: Callable[[T], object], timeout_s: float = 20.0) -> T:
+def eventually(
+    look: Callable[[], T], is_right: Callable[[T], object], timeout_s: float = 20.0
+) -> T:
     """Return what ``look`` returns as soon as it is right.
 
     Args:
