@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from keyside import envelope, errors
     from keyside.aio import AsyncClient
     from keyside.client import Client
     from keyside.errors import (
@@ -74,6 +75,8 @@ __all__ = [
     "UntrustedSocket",
     "VersionUnusable",
     "__version__",
+    "envelope",
+    "errors",
 ]
 
 _FACTS: Final = frozenset(
@@ -89,6 +92,7 @@ _FACTS: Final = frozenset(
         "Status",
     }
 )
+_MODULES: Final = frozenset({"envelope", "errors"})
 _CLIENTS: Final = {"Client": "keyside.client", "AsyncClient": "keyside.aio"}
 
 
@@ -104,6 +108,8 @@ def _find_version() -> str:
 if not TYPE_CHECKING:  # so that a misspelt name is still an error to a type checker
 
     def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            return importlib.import_module(f"keyside.{name}")
         if name not in __all__:
             message = f"module {__name__!r} has no attribute {name!r}"
             raise AttributeError(message)

@@ -268,7 +268,9 @@ class Worker:
         try:
             async with asyncio.timeout(_SELF_CALL_TIMEOUT_S):
                 pid, uid = await who_am_i(self._settings.public_path)
+                self._parts.refusals.muted = True
                 await check_direct_refused(self._parts.servers.main_path)
+                self._parts.refusals.muted = False
         except (SelfCallFailed, TimeoutError) as error:
             raise StartupError(
                 f"the sidecar's call to itself failed: {error or 'no answer in time'}",

@@ -115,7 +115,7 @@ class Actor:
         deadline = time.monotonic() + PATIENCE_S
         while not self.read():
             assert self._process.poll() is None, "the caller has ended"
-            assert time.monotonic() < deadline, f"no rotation came through: {seen}"
+            assert time.monotonic() < deadline, f"nothing comes through {seen}"
             time.sleep(0.01)
 
     def stop(self) -> dict[str, Any]:
@@ -154,7 +154,8 @@ def test_i10_killed_at_any_instant_of_a_rollover_nothing_is_lost(sidecar: Sideca
         while kills < KILLS:
             if sidecar.process is None:
                 sidecar.start()
-            operator.await_progress(f"after {kills} kills")
+            for caller in (operator, service):
+                caller.await_progress(f"after {kills} kills")
             for _ in range(WORKERS - 1):
                 time.sleep(choices.uniform(0, 0.1))
                 kill_one_worker(sidecar, choices)
@@ -177,8 +178,8 @@ def test_i10_killed_at_any_instant_of_a_rollover_nothing_is_lost(sidecar: Sideca
     assert (went["unexpected"], kept["unexpected"]) == ([], [])
     # The storm was one: kills broke calls off, and rotations and records came through.
     assert went["unavailable"] > kills / 4
-    assert len(operator.reported) > kills
-    assert kept["sealed"] > kills
+    assert len(operator.reported) > kills / WORKERS
+    assert kept["sealed"] >= kills / WORKERS
     assert sidecar.stop() == 0
     check_store(sidecar.store, sidecar.root_key, operator, whole=True)
     log = sidecar.log.read_text()

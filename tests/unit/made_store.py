@@ -74,8 +74,8 @@ class CountingCustodian:
         self.unwrapped += 1
         return self._custodian.unwrap(wrapped, binding)
 
-    def derive(self, label: bytes) -> bytes:
-        return self._custodian.derive(label)
+    def derive(self, label: bytes, context: bytes = b"") -> bytes:
+        return self._custodian.derive(label, context)
 
 
 def add_archived(store: Store, name: KeyName, count: int) -> None:

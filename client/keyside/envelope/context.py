@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import sha256
+from itertools import islice
 from typing import Final
 
 from keyside.errors import InvalidArgument
@@ -30,17 +31,19 @@ def encode_context(context: Mapping[str, str]) -> bytes:
 
     Raises:
         InvalidArgument: ``context`` is outside those limits, is no mapping of text to text, or
-            holds a lone surrogate; reason ``INVALID_CONTEXT``.
+            holds a lone surrogate, or gives a name twice; reason ``INVALID_CONTEXT``.
     """
     # A dict is told apart first: the abstract class costs as much as encoding a pair.
     if not isinstance(context, dict) and not isinstance(context, Mapping):
         raise _invalid("a context is a map of text to text")
-    if len(context) > MAX_CONTEXT_PAIRS:
-        raise _invalid(f"a context has at most {MAX_CONTEXT_PAIRS} pairs")
-    if not context:
+    # What a mapping says of its length need not be what it gives; the pairs it gives are counted.
+    given = list(islice(context.items(), MAX_CONTEXT_PAIRS + 1))
+    if not given:
         return EMPTY_CONTEXT
-    pairs = []
-    for name, value in list(context.items()):
+    if len(given) > MAX_CONTEXT_PAIRS:
+        raise _invalid(f"a context has at most {MAX_CONTEXT_PAIRS} pairs")
+    pairs: dict[bytes, bytes] = {}
+    for name, value in given:
         if not isinstance(name, str) or not isinstance(value, str):
             raise _invalid("a context is a map of text to text")
         try:
@@ -52,10 +55,11 @@ def encode_context(context: Mapping[str, str]) -> bytes:
             raise _invalid(f"a context's name is 1 to {MAX_CONTEXT_NAME_BYTES} bytes of UTF-8")
         if len(encoded_value) > MAX_CONTEXT_VALUE_BYTES:
             raise _invalid(f"a context's value is at most {MAX_CONTEXT_VALUE_BYTES} bytes of UTF-8")
-        pairs.append((encoded_name, encoded_value))
-    pairs.sort()
+        pairs[encoded_name] = encoded_value
+    if len(pairs) != len(given):
+        raise _invalid("a context's names are distinct")
     parts = [len(pairs).to_bytes(2)]
-    for encoded_name, encoded_value in pairs:
+    for encoded_name, encoded_value in sorted(pairs.items()):
         parts += (
             len(encoded_name).to_bytes(4),
             encoded_name,

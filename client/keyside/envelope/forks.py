@@ -1,13 +1,16 @@
-"""How often this process has forked, so that a counter copied into a child is never used there.
+"""Which process this is, so that a counter copied into a forked child is never used there.
 
 A sealer that went on counting in parent and child would seal two messages under one nonce. The
-count is kept by ``os.register_at_fork``, which also runs for forks by C code that keeps the
-interpreter's rules. It can't see a virtual machine that is cloned while running.
+process id tells them apart from the fork's first instruction, also where C code forks behind
+the interpreter's back. A number of processes later the id may be given out again; so there is a
+count of forks beside it, kept by ``os.register_at_fork``. Neither sees a virtual machine that is
+cloned while running.
 """
 
 from __future__ import annotations
 
 import os
+from os import getpid
 
 
 class _Forks:
@@ -22,3 +25,11 @@ class _Forks:
 
 FORKS = _Forks()
 os.register_at_fork(after_in_child=FORKS.increment)
+
+
+def mark_process() -> tuple[int, int]:
+    """Return what is equal in one process, and never in a process and its child.
+
+    Compare it with the mark taken *before* the first random byte of the state that it guards.
+    """
+    return getpid(), FORKS.count

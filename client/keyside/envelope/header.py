@@ -121,14 +121,14 @@ def unwrap_data_key(version: VersionKey, header: WrappingHeader) -> DataKey:
         EnvelopeRejected: The header names another version, was altered, or was made with other
             key material.
     """
-    material, end = unwrap_material(version, header.raw)
+    data_key, end = unwrap_leading_header(version, header.raw)
     if end != len(header.raw):
         raise EnvelopeRejected
-    return DataKey(material)
+    return data_key
 
 
-def unwrap_material(version: VersionKey, envelope: bytes) -> tuple[bytes, int]:
-    """Return the data key's bytes and the wrapping header's length.
+def unwrap_leading_header(version: VersionKey, envelope: bytes) -> tuple[DataKey, int]:
+    """Return the data key that an envelope begins with, and the wrapping header's length.
 
     The header is checked against ``version`` byte for byte, so it needs no parsing first.
 
@@ -139,21 +139,24 @@ def unwrap_material(version: VersionKey, envelope: bytes) -> tuple[bytes, int]:
     prefix = version.header_prefixes.get(code)
     if prefix is None or not envelope.startswith(prefix):
         raise EnvelopeRejected
-    salt_end = len(prefix) + SALT_LENGTH
-    commitment_end = salt_end + COMMITMENT_LENGTH
-    end = commitment_end + WRAPPED_KEY_LENGTH
+    end = len(prefix) + _AFTER_PREFIX
     if len(envelope) < end:
         raise EnvelopeRejected
-    pair = derive_key_pair(version.material, WRAP, envelope[:salt_end])
-    # Neither suite commits to its key: this comparison does, so it comes before decryption.
-    if not compare_digest(pair[KEY_LENGTH:], envelope[salt_end:commitment_end]):
+    # Derived keys stay in a frame that returns: a traceback may show the locals of one that raises.
+    data_key = _decrypt_data_key(version, SUITES_BY_CODE[code], envelope[:end])
+    if data_key is None:
         raise EnvelopeRejected
+    return data_key, end
+
+
+def _decrypt_data_key(version: VersionKey, suite: Suite, header: bytes) -> DataKey | None:
+    begin = header[:-WRAPPED_KEY_LENGTH]
+    pair = derive_key_pair(version.material, WRAP, begin[:-COMMITMENT_LENGTH])
+    # Neither suite commits to its key: this comparison does, so it comes before decryption.
+    if not compare_digest(pair[KEY_LENGTH:], begin[-COMMITMENT_LENGTH:]):
+        return None
     try:
-        material = (
-            SUITES_BY_CODE[code]
-            .aead(pair[:KEY_LENGTH])
-            .decrypt(_WRAPPING_NONCE, envelope[commitment_end:end], envelope[:commitment_end])
-        )
+        wrapping = suite.aead(pair[:KEY_LENGTH])
+        return DataKey(wrapping.decrypt(_WRAPPING_NONCE, header[-WRAPPED_KEY_LENGTH:], begin))
     except InvalidTag:
-        raise EnvelopeRejected from None
-    return material, end
+        return None

@@ -14,25 +14,21 @@ from typing import TYPE_CHECKING, Final
 from cryptography.exceptions import InvalidTag
 
 from keyside.envelope.context import digest_context, encode_context
-from keyside.envelope.forks import FORKS
-from keyside.envelope.framing import (
-    KEY_LENGTH,
-    PREAMBLE,
-    SALT_LENGTH,
-    require_bytes,
-)
+from keyside.envelope.forks import mark_process
+from keyside.envelope.framing import PREAMBLE, SALT_LENGTH, require_bytes
 from keyside.envelope.keys import DataKey, Unshareable
 from keyside.envelope.payload_header import (
     KIND_WHOLE,
     MAX_WHOLE_BYTES,
     PayloadHeader,
+    PayloadKeys,
     check_context,
     derive_whole_keys,
     parse_payload_header,
     require_possible_whole_body,
 )
 from keyside.envelope.segments import open_all_segments
-from keyside.envelope.suites import DEFAULT_SUITE, Aead, Suite
+from keyside.envelope.suites import DEFAULT_SUITE, Suite
 from keyside.errors import EnvelopeRejected, InvalidArgument, LimitExceeded
 
 if TYPE_CHECKING:
@@ -45,8 +41,6 @@ MAX_BYTES_PER_SEALER: Final = 2**36
 _CACHED_KEYS: Final = 16
 _COPY_BELOW: Final = 4096
 _NONCE_PREFIX: Final = bytes(4)
-
-_WholeKeys = tuple[Aead, bytes]  # the cipher, and the key of the context digest
 
 
 class PayloadSealer(Unshareable):
@@ -63,18 +57,19 @@ class PayloadSealer(Unshareable):
 
     __slots__ = (
         "_bytes_left",
-        "_forks",
         "_keys",
         "_lock",
+        "_process",
         "_salted",
         "_sequence",
     )
 
     def __init__(self, data_key: DataKey, suite: Suite = DEFAULT_SUITE) -> None:
-        self._salted, self._keys = _begin_whole(data_key.material, suite)
+        # First of all: a fork from here on copies the salt, and must be noticed.
+        self._process = mark_process()
+        self._salted, self._keys = _begin_whole(data_key, suite)
         self._sequence = 0
         self._bytes_left = MAX_BYTES_PER_SEALER
-        self._forks = FORKS.count
         self._lock = threading.Lock()
 
     def seal(self, plaintext: bytes, context: Mapping[str, str]) -> bytes:
@@ -91,16 +86,21 @@ class PayloadSealer(Unshareable):
         """
         require_plaintext(plaintext)
         encoded_context = encode_context(context)
-        # Looked at before the lock, which another thread may have held when this child forked.
-        if self._forks != FORKS.count:
-            raise _spent("this sealer's process has forked")
+        # Looked at before the lock, which another thread may have held when this child forked,
+        # and again within, because a signal handler may fork in between.
+        self._require_own_process()
         with self._lock:
+            self._require_own_process()
             sequence = self._sequence
             if sequence >= MAX_MESSAGES_PER_SEALER or len(plaintext) > self._bytes_left:
                 raise _spent("this sealer has sealed as much as one key may")
             self._sequence = sequence + 1
             self._bytes_left -= len(plaintext)
         return _seal_whole(self._keys, self._salted, sequence, plaintext, encoded_context)
+
+    def _require_own_process(self) -> None:
+        if self._process != mark_process():
+            raise _spent("this sealer's process has forked")
 
 
 class PayloadOpener(Unshareable):
@@ -116,7 +116,7 @@ class PayloadOpener(Unshareable):
 
     def __init__(self, data_key: DataKey) -> None:
         self._data_key = data_key
-        self._keys: dict[bytes, _WholeKeys] = {}
+        self._keys: dict[bytes, PayloadKeys] = {}
 
     def open(self, payload: bytes, context: Mapping[str, str], *, offset: int = 0) -> bytes:
         """Return the plaintext of a payload, whole or segmented.
@@ -134,10 +134,10 @@ class PayloadOpener(Unshareable):
         header = parse_payload_header(payload, offset)
         if header.kind != KIND_WHOLE:
             body = memoryview(payload)[offset + len(header.raw) :]
-            return open_all_segments(header, self._data_key.material, encoded_context, body)
+            return open_all_segments(header, self._data_key, encoded_context, body)
         keys = self._keys.get(header.salted)
         if keys is None:
-            keys = _derive_whole(self._data_key.material, header.salted, header.suite)
+            keys = _derive_whole(self._data_key, header.salted, header.suite)
             # Salts come from whoever made the payloads: never more than a few are kept.
             if len(self._keys) >= _CACHED_KEYS:
                 self._keys.clear()
@@ -159,11 +159,11 @@ def require_plaintext(plaintext: bytes) -> None:
         )
 
 
-def seal_one(data_key: bytes, plaintext: bytes, encoded_context: bytes, suite: Suite) -> bytes:
+def seal_one(data_key: DataKey, plaintext: bytes, encoded_context: bytes, suite: Suite) -> bytes:
     """Return the only payload of its salt: what a sealer does that is used once.
 
     Args:
-        data_key: 32 bytes.
+        data_key: Seals nothing else.
         plaintext: Checked by ``require_plaintext``.
         encoded_context: From ``encode_context``.
         suite: What seals it.
@@ -172,11 +172,11 @@ def seal_one(data_key: bytes, plaintext: bytes, encoded_context: bytes, suite: S
     return _seal_whole(keys, salted, 0, plaintext, encoded_context)
 
 
-def open_one(data_key: bytes, data: bytes, offset: int, encoded_context: bytes) -> bytes:
+def open_one(data_key: DataKey, data: bytes, offset: int, encoded_context: bytes) -> bytes:
     """Return the plaintext of a payload, whole or segmented, that is opened on its own.
 
     Args:
-        data_key: 32 bytes.
+        data_key: From the wrapping header.
         data: A payload, or an envelope.
         offset: Where in ``data`` the payload begins.
         encoded_context: From ``encode_context``.
@@ -192,36 +192,33 @@ def open_one(data_key: bytes, data: bytes, offset: int, encoded_context: bytes) 
     return _open_whole(header, keys, data, offset, encoded_context)
 
 
-def _begin_whole(data_key: bytes, suite: Suite) -> tuple[bytes, _WholeKeys]:
+def _begin_whole(data_key: DataKey, suite: Suite) -> tuple[bytes, PayloadKeys]:
     salted = bytes((suite.code, KIND_WHOLE)) + urandom(SALT_LENGTH)
     return salted, _derive_whole(data_key, salted, suite)
 
 
-def _derive_whole(data_key: bytes, salted: bytes, suite: Suite) -> _WholeKeys:
-    pair = derive_whole_keys(data_key, salted)
-    return suite.aead(pair[:KEY_LENGTH]), pair[KEY_LENGTH:]
+def _derive_whole(data_key: DataKey, salted: bytes, suite: Suite) -> PayloadKeys:
+    return PayloadKeys(derive_whole_keys(data_key.material, salted), suite)
 
 
 def _seal_whole(
-    keys: _WholeKeys, salted: bytes, sequence: int, plaintext: bytes, encoded_context: bytes
+    keys: PayloadKeys, salted: bytes, sequence: int, plaintext: bytes, encoded_context: bytes
 ) -> bytes:
-    aead, context_key = keys
     counter = sequence.to_bytes(8)
-    header = salted + counter + digest_context(context_key, counter, encoded_context)
-    return header + aead.encrypt(_NONCE_PREFIX + counter, plaintext, PREAMBLE + header)
+    header = salted + counter + digest_context(keys.context_key, counter, encoded_context)
+    return header + keys.aead.encrypt(_NONCE_PREFIX + counter, plaintext, PREAMBLE + header)
 
 
 def _open_whole(
-    header: PayloadHeader, keys: _WholeKeys, data: bytes, offset: int, encoded_context: bytes
+    header: PayloadHeader, keys: PayloadKeys, data: bytes, offset: int, encoded_context: bytes
 ) -> bytes:
-    aead, context_key = keys
     body_at = offset + len(header.raw)
     require_possible_whole_body(len(data) - body_at)
-    check_context(header, context_key, encoded_context)
+    check_context(header, keys, encoded_context)
     # A copy is cheaper than a view of a few hundred bytes, and dearer for a large body.
     body = data[body_at:] if len(data) < _COPY_BELOW else memoryview(data)[body_at:]
     try:
-        return aead.decrypt(_NONCE_PREFIX + header.sequence, body, PREAMBLE + header.raw)
+        return keys.aead.decrypt(_NONCE_PREFIX + header.sequence, body, PREAMBLE + header.raw)
     except InvalidTag:
         raise EnvelopeRejected from None
 

@@ -12,9 +12,10 @@ from hmac import compare_digest
 from typing import Final, NamedTuple
 
 from keyside.envelope.context import digest_context
-from keyside.envelope.framing import PREAMBLE, TAG_LENGTH, require_bytes
+from keyside.envelope.framing import KEY_LENGTH, PREAMBLE, TAG_LENGTH, require_bytes
 from keyside.envelope.kdf import PAYLOAD_SEGMENTED, PAYLOAD_WHOLE, derive_key_pair
-from keyside.envelope.suites import SUITES_BY_CODE, Suite
+from keyside.envelope.keys import Unshareable
+from keyside.envelope.suites import SUITES_BY_CODE, Aead, Suite
 from keyside.errors import EnvelopeRejected, InvalidArgument
 
 KIND_WHOLE: Final = 0
@@ -55,6 +56,21 @@ class PayloadHeader(NamedTuple):
     context_digest: bytes
     segment_size: int
     raw: bytes
+
+
+class PayloadKeys(Unshareable):
+    """What a data key derives to for one salt. Its repr shows nothing, so tracebacks don't either.
+
+    Args:
+        pair: From ``derive_whole_keys`` or ``derive_segmented_keys``.
+        suite: What the payload key is for.
+    """
+
+    __slots__ = ("aead", "context_key")
+
+    def __init__(self, pair: bytes, suite: Suite) -> None:
+        self.aead: Aead = suite.aead(pair[:KEY_LENGTH])
+        self.context_key = pair[KEY_LENGTH:]
 
 
 def parse_payload_header(data: bytes, offset: int = 0) -> PayloadHeader:
@@ -130,13 +146,13 @@ def derive_segmented_keys(data_key: bytes, salted: bytes, sequence: bytes, size:
     return derive_key_pair(data_key, PAYLOAD_SEGMENTED, PREAMBLE + salted + sequence + size)
 
 
-def check_context(header: PayloadHeader, context_key: bytes, encoded_context: bytes) -> None:
+def check_context(header: PayloadHeader, keys: PayloadKeys, encoded_context: bytes) -> None:
     """Compare the context, and with it the data key, with what the payload was sealed for.
 
     Raises:
         EnvelopeRejected: Context or data key is another.
     """
-    expected = digest_context(context_key, header.sequence, encoded_context)
+    expected = digest_context(keys.context_key, header.sequence, encoded_context)
     if not compare_digest(expected, header.context_digest):
         raise EnvelopeRejected
 

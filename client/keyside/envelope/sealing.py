@@ -8,10 +8,10 @@ from keyside.envelope.context import encode_context
 from keyside.envelope.framing import TAG_LENGTH, require_bytes
 from keyside.envelope.header import (
     MAX_HEADER_BYTES,
-    unwrap_material,
+    unwrap_leading_header,
     wrap_data_key,
 )
-from keyside.envelope.keys import DataKey, VersionKey, generate_data_key
+from keyside.envelope.keys import VersionKey, generate_data_key
 from keyside.envelope.payload import open_one, require_plaintext, seal_one
 from keyside.envelope.payload_header import (
     KIND_WHOLE,
@@ -51,7 +51,7 @@ def seal(
     encoded_context = encode_context(context)
     data_key = generate_data_key()
     return wrap_data_key(version, data_key, suite) + seal_one(
-        data_key.material, plaintext, encoded_context, suite
+        data_key, plaintext, encoded_context, suite
     )
 
 
@@ -72,8 +72,8 @@ def open_envelope(version: VersionKey, envelope: bytes, context: Mapping[str, st
     """
     require_bytes(envelope, "an envelope")
     encoded_context = encode_context(context)
-    material, payload_at = unwrap_material(version, envelope)
-    return open_one(material, envelope, payload_at, encoded_context)
+    data_key, payload_at = unwrap_leading_header(version, envelope)
+    return open_one(data_key, envelope, payload_at, encoded_context)
 
 
 def rewrap(
@@ -98,10 +98,10 @@ def rewrap(
     # The payload doesn't name its key: moving it to another would get round that key's policy.
     if old.key_name != new.key_name:
         raise InvalidArgument("rewrapping stays within one key", reason="KEY_MISMATCH")
-    material, payload_at = unwrap_material(old, envelope)
+    data_key, payload_at = unwrap_leading_header(old, envelope)
     if len(envelope) > payload_at:
         _require_possible_payload(envelope, payload_at)
-    return wrap_data_key(new, DataKey(material), suite) + envelope[payload_at:]
+    return wrap_data_key(new, data_key, suite) + envelope[payload_at:]
 
 
 def _require_possible_payload(envelope: bytes, offset: int) -> None:

@@ -18,18 +18,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from cryptography.exceptions import InvalidTag
 
 from keyside.envelope.context import digest_context, encode_context
-from keyside.envelope.forks import FORKS
-from keyside.envelope.framing import (
-    KEY_LENGTH,
-    PREAMBLE,
-    SALT_LENGTH,
-    TAG_LENGTH,
-    require_bytes,
-)
+from keyside.envelope.forks import mark_process
+from keyside.envelope.framing import PREAMBLE, SALT_LENGTH, TAG_LENGTH, require_bytes
 from keyside.envelope.keys import DataKey, Unshareable
 from keyside.envelope.payload_header import (
     KIND_SEGMENTED,
     PayloadHeader,
+    PayloadKeys,
     check_context,
     derive_segmented_keys,
     parse_payload_header,
@@ -150,10 +145,10 @@ class SegmentSealer(Unshareable):
         "_aad",
         "_aead",
         "_finished",
-        "_forks",
         "_index",
         "_lock",
         "_max_segments",
+        "_process",
         "header",
         "segment_size",
     )
@@ -166,21 +161,23 @@ class SegmentSealer(Unshareable):
         *,
         segment_size: int = DEFAULT_SEGMENT_BYTES,
     ) -> None:
+        # First of all: a fork from here on copies the salt, and must be noticed.
+        self._process = mark_process()
         require_segment_size(segment_size)
         encoded_context = encode_context(context)
         salted = bytes((suite.code, KIND_SEGMENTED)) + urandom(SALT_LENGTH)
         sequence = bytes(8)
         size = segment_size.to_bytes(4)
         pair = derive_segmented_keys(data_key.material, salted, sequence, size)
-        digest = digest_context(pair[KEY_LENGTH:], sequence, encoded_context)
+        keys = PayloadKeys(pair, suite)
+        digest = digest_context(keys.context_key, sequence, encoded_context)
         self.header = salted + sequence + digest + size
         self.segment_size = segment_size
-        self._aead = suite.aead(pair[:KEY_LENGTH])
+        self._aead = keys.aead
         self._aad = PREAMBLE + self.header
         self._max_segments = MAX_STREAM_BYTES // segment_size
         self._index = 0
         self._finished = False
-        self._forks = FORKS.count
         self._lock = threading.Lock()
 
     def seal_segment(self, plaintext: bytes, *, is_last: bool) -> bytes:
@@ -196,13 +193,11 @@ class SegmentSealer(Unshareable):
             LimitExceeded: The stream has reached 16 TiB, or this is a forked child.
         """
         require_bytes(plaintext, "a segment")
-        if self._forks != FORKS.count:
-            raise LimitExceeded(
-                "this sealer's process has forked",
-                reason="SEALER_SPENT",
-                remedy="start the stream again with a new sealer",
-            )
+        # Looked at before the lock, which another thread may have held when this child forked,
+        # and again within, because a signal handler may fork in between.
+        self._require_own_process()
         with self._lock:
+            self._require_own_process()
             index = self._index
             self._require_possible(index, len(plaintext), is_last=is_last)
             self._index = index + 1
@@ -212,6 +207,14 @@ class SegmentSealer(Unshareable):
             )
             self._finished = is_last
         return segment
+
+    def _require_own_process(self) -> None:
+        if self._process != mark_process():
+            raise LimitExceeded(
+                "this sealer's process has forked",
+                reason="SEALER_SPENT",
+                remedy="start the stream again with a new sealer",
+            )
 
     def _require_possible(self, index: int, length: int, *, is_last: bool) -> None:
         if self._finished:
@@ -253,7 +256,7 @@ class SegmentOpener(Unshareable):
         parsed = parse_payload_header(header)
         if parsed.kind != KIND_SEGMENTED:
             raise EnvelopeRejected
-        self._stream = _unlock(parsed, data_key.material, encoded_context)
+        self._stream = _unlock(parsed, data_key, encoded_context)
         self.segment_size = parsed.segment_size
         self.header_length = len(parsed.raw)
 
@@ -274,13 +277,13 @@ class SegmentOpener(Unshareable):
 
 
 def open_all_segments(
-    header: PayloadHeader, data_key: bytes, encoded_context: bytes, body: memoryview
+    header: PayloadHeader, data_key: DataKey, encoded_context: bytes, body: memoryview
 ) -> bytes:
     """Return the plaintext of a segmented payload that is in memory.
 
     Args:
         header: A segmented payload's header.
-        data_key: 32 bytes.
+        data_key: The payload's data key.
         encoded_context: From ``encode_context``.
         body: All that follows the header.
 
@@ -303,12 +306,14 @@ class _Stream(NamedTuple):
     segment_size: int
 
 
-def _unlock(header: PayloadHeader, data_key: bytes, encoded_context: bytes) -> _Stream:
-    pair = derive_segmented_keys(
-        data_key, header.salted, header.sequence, header.segment_size.to_bytes(4)
+def _unlock(header: PayloadHeader, data_key: DataKey, encoded_context: bytes) -> _Stream:
+    size = header.segment_size.to_bytes(4)
+    keys = PayloadKeys(
+        derive_segmented_keys(data_key.material, header.salted, header.sequence, size),
+        header.suite,
     )
-    check_context(header, pair[KEY_LENGTH:], encoded_context)
-    return _Stream(header.suite.aead(pair[:KEY_LENGTH]), PREAMBLE + header.raw, header.segment_size)
+    check_context(header, keys, encoded_context)
+    return _Stream(keys.aead, PREAMBLE + header.raw, header.segment_size)
 
 
 def _open_segment(

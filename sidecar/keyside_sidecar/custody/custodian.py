@@ -34,11 +34,13 @@ class Custodian(Protocol):
             CustodianUnavailable: The custodian can't be reached.
         """
 
-    def derive(self, label: bytes) -> bytes:
-        """Return 32 bytes that only this root key gives for ``label``.
+    def derive(self, label: bytes, context: bytes = b"") -> bytes:
+        """Return 32 bytes that only this root key gives for ``label`` and ``context``.
 
         Args:
-            label: Begins with ``keyside/v1/`` and with none of the names in use for wrapping.
+            label: What for. Begins with ``keyside/v1/`` and with none of the names in use for
+                wrapping; holds no zero byte.
+            context: For which store or the like; any bytes.
 
         Raises:
             ValueError: ``label`` is reserved or of another form.

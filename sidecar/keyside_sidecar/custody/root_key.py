@@ -62,15 +62,24 @@ class RootKey:
         """16 hexadecimal digits that name this root key; not secret."""
         return self._key_id.hex()
 
-    def derive(self, label: bytes) -> bytes:
-        """Return 32 bytes for ``label`` (NIST SP 800-108r1, counter mode, HMAC-SHA-512).
+    def derive(self, label: bytes, context: bytes = b"") -> bytes:
+        """Return 32 bytes for label and context (NIST SP 800-108r1, counter mode, HMAC-SHA-512).
+
+        Args:
+            label: What for; fixed by the program.
+            context: For which store or the like; may come from anywhere.
 
         Raises:
-            ValueError: ``label`` doesn't begin with ``keyside/v1/``, or is one of this module's.
+            ValueError: ``label`` doesn't begin with ``keyside/v1/``, holds a zero byte, or is one
+                of this module's.
         """
-        if not label.startswith(_LABEL_PREFIX) or label.startswith((_LABEL_KEY_ID, _LABEL_WRAP)):
+        if (
+            not label.startswith(_LABEL_PREFIX)
+            or label.startswith((_LABEL_KEY_ID, _LABEL_WRAP))
+            or b"\x00" in label
+        ):
             raise ValueError("this label is reserved or not one of Keyside's")
-        return _derive(self._material, label)
+        return _derive(self._material, label, context)
 
     def wrap(self, plaintext: bytes, binding: bytes) -> bytes:
         """Return ``plaintext`` sealed under a key of its own, bound to ``binding``."""
@@ -109,8 +118,7 @@ class RootKey:
 
 
 def _derive(material: bytes, label: bytes, context: bytes = b"") -> bytes:
-    # label || 0x00 || context is injective over the labels in use: only _LABEL_WRAP has a context,
-    # and derive() takes no label that begins like it.
+    # label || 0x00 || context is injective: no label holds a zero byte.
     return KBKDFHMAC(
         algorithm=SHA512(),
         mode=Mode.CounterMode,

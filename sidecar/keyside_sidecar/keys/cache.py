@@ -55,7 +55,7 @@ class VersionCache:
 
 
 class AbsenceMemory:
-    """Versions that the store did not have when it was asked.
+    """Versions that the store did not have, or not under that id, when it was asked.
 
     Remembered by number *and* id: the id of a version that is made later is random, so an answer
     that is remembered here can't be wrong about it.

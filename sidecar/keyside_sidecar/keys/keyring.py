@@ -22,6 +22,7 @@ this process hasn't heard of triggers one look before it fails.
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -39,6 +40,7 @@ from keyside_sidecar.keys.lookups import Lookups
 from keyside_sidecar.keys.states import may_follow, may_open
 from keyside_sidecar.keys.threads import StoreThreads
 from keyside_sidecar.keys.watch import Watch
+from keyside_sidecar.log import event
 from keyside_sidecar.store import KeyInfo, OpenedVersion, Store, VersionInfo
 
 if TYPE_CHECKING:
@@ -51,9 +53,17 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+
 _CALL_TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 2.0
 _READERS: Final = 2
+
+_KEY_MADE: Final = (
+    "the store had no key of this name. If it should have had one, this is an older copy of the "
+    "store, or another store, and what was sealed under that key does not open: stop keysided and "
+    "restore the newest backup before anything is sealed under the new key"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +125,9 @@ class Keyring:
     async def start(self) -> None:
         """Make the keys that don't exist yet, load every current version, and begin to watch.
 
+        A key that is made is logged as a warning: a store that was put back as it was before the
+        key existed fits in itself, and here alone it shows that nothing sealed since will open.
+
         A key that fails its checks is left out, refuses, and shows in ``store_problem``; the
         others are served. Workers that start at once make each key once.
 
@@ -124,7 +137,8 @@ class Keyring:
         try:
             await self._watch.begin()
             for name in sorted(self.names):
-                await self._change(partial(self.store.create_key, name, self._clock.now()))
+                if await self._change(partial(self.store.create_key, name, self._clock.now())):
+                    event(_log, logging.WARNING, "key made", key=name, summary=_KEY_MADE)
                 try:
                     await self.refresh(name)
                 except (StoreTampered, CustodyError) as error:
@@ -170,6 +184,16 @@ class Keyring:
         if found is None or found.info.version_id != version_id or not may_open(found.info.state):
             return None
         return found.material
+
+    def needs_look(self, key: KeyName, number: int, version_id: bytes) -> bool:
+        """Return whether :meth:`version` would have to ask the store, if it were called now.
+
+        False where memory decides, be it to refuse: the number is in memory in whatever state and
+        under whatever id, its absence is remembered, or the key is not of the configuration.
+        """
+        if key not in self.names or self._recall(key, number) is not None:
+            return False
+        return self._lookups.would_ask(key, number, version_id)
 
     async def version(self, key: KeyName, number: int, version_id: bytes) -> VersionKey:
         """Return the version that an envelope names, to open it with.

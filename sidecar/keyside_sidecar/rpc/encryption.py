@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keyside.envelope import open_envelope, rewrap, seal, suite_by_name
-from keyside.errors import EnvelopeRejected
+from keyside.envelope import encode_context, open_envelope, rewrap, seal, suite_by_name
 from keyside.v1 import encryption_pb2 as pb
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import BadRequest, Refused, UnknownVersion
@@ -66,6 +65,8 @@ class EncryptionServicer:
             VersionDisabled: Its version may not be used.
             StoreUnavailable: Its version is not in memory and the store is away.
         """
+        # First, so that what is wrong with the context is said whether the version is known or not.
+        encode_context(request.context)
         version = await self._version(call)
         plaintext = open_envelope(version, request.envelope, request.context)
         return pb.DecryptResponse(plaintext=plaintext, version=_reference(version))
@@ -89,19 +90,20 @@ class EncryptionServicer:
     async def _version(self, call: Call) -> VersionKey:
         header = call.header
         assert header is not None  # noqa: S101
-        cached = self._keyring.cached(header.key_name, header.version_number, header.version_id)
+        name = header.key_name, header.version_number, header.version_id
+        cached = self._keyring.cached(*name)
         if cached is not None:
             return cached
+        if not self._keyring.needs_look(*name):
+            return await self._keyring.version(*name)  # from memory too, if only to refuse it
         uid = call.connection.credential.uid
         if not self._lookups.may_look(uid):
             raise Refused(Reason.TOO_MANY_CALLS)
         try:
-            return await self._keyring.version(
-                header.key_name, header.version_number, header.version_id
-            )
+            return await self._keyring.version(*name)
         except UnknownVersion:
             self._lookups.charge(uid)
-            raise EnvelopeRejected from None
+            raise
 
 
 def _reference(version: VersionKey) -> pb.KeyVersionRef:

@@ -24,6 +24,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from keyside.envelope import WrappingHeader, parse_wrapping_header
+from keyside.errors import InvalidArgument
 from keyside.names import KeyName, parse_key_name
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import BadRequest, Refused
@@ -272,9 +273,9 @@ class Guard:
                 header = parse_wrapping_header(request.envelope)
                 key = header.key_name
             elif method.key_from is KeyFrom.KEY_FIELD:
-                key = parse_key_name(request.key)
+                key = _parse_key_name(request.key, "key")
             elif method.key_from is KeyFrom.NAME_FIELD:
-                key = parse_key_name(request.name)
+                key = _parse_key_name(request.name, "name")
         except Exception:
             # Who may do this with no key at all is told so first.
             reason = self._policy.decide(subject, method.operation, None)
@@ -318,6 +319,13 @@ def _parse(request_type: type[Message], data: bytes) -> Message:
         return request_type.FromString(data)
     except DecodeError:
         raise BadRequest("request", f"is not a {request_type.DESCRIPTOR.full_name}") from None
+
+
+def _parse_key_name(text: str, field: str) -> KeyName:
+    try:
+        return parse_key_name(text)
+    except InvalidArgument as error:
+        raise BadRequest(field, str(error), reason=error.reason) from None
 
 
 def _serialise(message: Message) -> bytes:

@@ -42,6 +42,8 @@ class RefusalLog:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._entries: dict[tuple[int, str], _Entry] = {}
+        # While the sidecar tries for itself whether it refuses what it must.
+        self.muted = False
 
     def note(self, connection: Connection | None, method: str, reason: Reason) -> None:
         """Report one refusal.
@@ -51,6 +53,8 @@ class RefusalLog:
             method: The RPC's full name.
             reason: Why.
         """
+        if self.muted:
+            return
         uid = connection.credential.uid if connection is not None else _OTHERS
         key = (uid, reason.name)
         now_s = self._clock.monotonic_s()

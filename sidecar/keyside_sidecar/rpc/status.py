@@ -122,7 +122,7 @@ def _refused(error: Refused) -> Failure:
 def _bad_request(error: BadRequest) -> Failure:
     return Failure(
         grpc.StatusCode.INVALID_ARGUMENT,
-        "INVALID_ARGUMENT",
+        error.reason,
         f"{error.field}: {error.description}",
         field_violations=((error.field, error.description),),
     )

@@ -30,7 +30,7 @@ from __future__ import annotations
 import hmac
 import os
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from keyside_sidecar.errors import StoreTampered
 
@@ -69,11 +69,14 @@ class Authenticator:
         if not isinstance(store_id, bytes) or len(store_id) != STORE_ID_LENGTH:
             raise StoreTampered("own row")
         self._store_id = store_id
-        self._mac_key = custodian.derive(_MAC_LABEL + store_id)
-        self._set_key = custodian.derive(_SET_LABEL + store_id)
+        self._mac_key = custodian.derive(_MAC_LABEL, store_id)
+        self._set_key = custodian.derive(_SET_LABEL, store_id)
 
     def __repr__(self) -> str:
         return f"Authenticator(store_id={self._store_id.hex()})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Authenticator can't be pickled or copied")
 
     def compute_mac(self, table: str, row: Row) -> bytes:
         """Return the 32-byte MAC of ``row``, whatever its ``mac`` column holds.

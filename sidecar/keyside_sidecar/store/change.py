@@ -45,6 +45,7 @@ class Change:
         self._connection = connection
         self._authenticator = authenticator
         self._meta = snapshot.meta
+        self.replaced: list[int] = []
         self._keys_total = authenticator.open_sum(snapshot.meta["keys_digest"])
         self.generation: int = snapshot.meta["generation"] + 1
         swapped = connection.execute(
@@ -94,6 +95,7 @@ class Change:
         for old, changed in replaced:
             new = self._seal(key_versions, {**old, **changed})
             self._replace(key_versions, old, new)
+            self.replaced.append(new["number"])
             total += term(new["mac"]) - term(old["mac"])
         for version in added:
             row = self._seal(key_versions, version)
@@ -157,13 +159,21 @@ class Draft:
         return Change(self._connection, self._authenticator, self.snapshot)
 
     def finish(self, name: str) -> None:
-        """Close the change of one key, and check all that will be checked when it is next read.
+        """Close the change of one key, read back what was written, and check that it is that.
+
+        The store's own row, every ``keys`` row, the set of the key's versions, its current version
+        and the replaced ones. Rows that the change didn't touch are checked when they are read.
 
         Raises:
             StoreTampered: What was written does not read back as it should.
         """
         meta = self.change.finish()
+        # The row itself, not only one that fits: that may be the one before.
+        if self.reader.read_meta() != meta:
+            raise StoreTampered("own row")
         self.after = Snapshot(meta, self.reader.read_keys(meta))
         self.key = self.after.keys[name]
         self.index = self.reader.read_index(self.key)
         self.current = self.reader.read_version(self.key, self.index, self.key["current_number"])
+        for number in self.change.replaced:
+            self.reader.read_version(self.key, self.index, number)

@@ -1,8 +1,8 @@
 """Callers in a storm of kills: an operator who rotates, and a service that encrypts, all the time.
 
-``python -c TEXT rotate KEY…`` writes a JSON line for every rotation that it was told is done.
-``python -c TEXT encrypt KEY…`` keeps what it sealed. Both go on until standard input says "stop";
-the service then opens everything that it has. The last line says how it went.
+``python -c TEXT rotate KEY…`` writes a JSON line for each version that it was told of, and
+``python -c TEXT encrypt KEY…`` one for each record, which it keeps. Both go on until standard input
+says "stop"; the service then opens everything that it has. The last line says how it went.
 
 Neither treats any error but UNAVAILABLE as a part of the storm: whatever else is answered while the
 sidecar is being killed is reported.
@@ -72,6 +72,7 @@ def encrypt(names: list[str], kept: list[tuple[bytes, bytes]]) -> None:
         context = {"record": str(len(kept))}
         try:
             kept.append((plaintext, client.encrypt(random.choice(names), plaintext, context)))
+            report(sealed=len(kept))
             number = random.randrange(len(kept))
             opened = client.decrypt(kept[number][1], {"record": str(number)})
             if opened != kept[number][0]:
