@@ -121,6 +121,21 @@ def test_a_file_of_someone_else_is_refused(path: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: chown to another uid")
+def test_a_directory_of_someone_else_is_refused(path: Path) -> None:
+    """Its owner can put another root key there, whatever the file's mode."""
+    os.chown(path.parent, 4711, -1)
+    refuse(path, "belongs to uid 4711")
+    with pytest.raises(CustodyError, match="belongs to uid 4711"):
+        create_root_key_file(path.with_name("new"), os.geteuid(), os.getegid())
+    assert not path.with_name("new").exists()
+    os.chown(path, 4711, -1)
+    assert FileCustodian.load(path, owner_uids=frozenset({4711})).key_id
+    os.chown(path.parent, 0, -1)
+    assert FileCustodian.load(path, owner_uids=frozenset({4711})).key_id, "root may anyway"
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: chown to another uid")
 def test_creation_gives_the_file_to_the_owner_that_was_asked_for(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     create_root_key_file(tmp_path / "a", 4711, 4712)

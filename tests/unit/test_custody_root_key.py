@@ -18,10 +18,12 @@ MATERIAL = bytes(range(32))
 
 def test_derivation_is_sp800_108_counter_mode_with_hmac_sha512() -> None:
     """As NIST SP 800-108r1, 4.1 writes it: [1]32 || label || 0x00 || context || [256]32."""
-    label = b"keyside/v1/store-mac" + bytes(16)
-    fixed = struct.pack(">I", 1) + label + b"\x00" + struct.pack(">I", 256)
-    expected = hmac.digest(MATERIAL, fixed, hashlib.sha512)[:32]
-    assert RootKey(MATERIAL).derive(label) == expected
+    label = b"keyside/v1/store-mac"
+    for context in (b"", bytes(16)):
+        fixed = struct.pack(">I", 1) + label + b"\x00" + context + struct.pack(">I", 256)
+        expected = hmac.digest(MATERIAL, fixed, hashlib.sha512)[:32]
+        assert RootKey(MATERIAL).derive(label, context) == expected
+    assert RootKey(MATERIAL).derive(label) == RootKey(MATERIAL).derive(label, b"")
 
 
 def test_key_id_is_stable_and_differs_between_keys() -> None:
@@ -38,6 +40,7 @@ def test_key_id_is_stable_and_differs_between_keys() -> None:
         b"keyside/v1/root-wrap",
         b"keyside/v1/root-wrap\x00x",
         b"keyside/v1/root-key-id",
+        b"keyside/v1/store-mac\x00",
     ],
 )
 def test_labels_that_are_reserved_or_foreign_derive_nothing(label: bytes) -> None:

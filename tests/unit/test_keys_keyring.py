@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -83,6 +84,23 @@ def test_starting_makes_the_keys_and_loads_their_current_versions(made: MadeStor
             assert keyring.current(MAIL).material != keyring.current(BANK).material
             assert keyring.current_number(BANK) == 1
             assert keyring.current_number(NOBODY) is None
+
+    run(scenario())
+
+
+def test_making_a_key_is_loud(made: MadeStore, caplog: pytest.LogCaptureFixture) -> None:
+    """A store put back as it was before the key existed fits in itself; only this tells."""
+
+    async def scenario() -> None:
+        for expected in ([BANK, MAIL], []):
+            caplog.clear()
+            async with started(made):
+                pass
+            lines = [record for record in caplog.records if record.message == "key made"]
+            facts = [record.__dict__["facts"] for record in lines]
+            assert [fact["key"] for fact in facts] == expected
+            assert all(record.levelno == logging.WARNING for record in lines)
+            assert all("restore the newest backup" in fact["what_to_do"] for fact in facts)
 
     run(scenario())
 
@@ -233,6 +251,110 @@ def test_an_unknown_version_is_looked_for_once(
             with pytest.raises(UnknownVersion):
                 await keyring.version(NOBODY, 1, bytes(16))
             assert len(looks) == 1, "version 1 is in memory, and nobody is no key of ours"
+
+    run(scenario())
+
+
+def list_ids(store: Store) -> dict[int, bytes]:
+    versions = store.list_versions(MAIL, before=None, limit=99)
+    return {int(version.number): version.version_id for version in versions}
+
+
+def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    looks: list[int] = []
+    find = Store.find_version
+
+    def count(self: Store, name: KeyName, number: int) -> Any:
+        looks.append(number)
+        return find(self, name, number)
+
+    monkeypatch.setattr(Store, "find_version", count)
+    return looks
+
+
+def test_versions_asked_for_by_made_up_ids_drive_nothing_out_of_memory(made: MadeStore) -> None:
+    """All keys share the cache: whoever may use one key decides nothing about the others."""
+
+    async def scenario() -> None:
+        other = made.open()
+        for key in (MAIL, BANK):
+            other.create_key(key, NOW)
+        add_archived(other, MAIL, 20)
+        add_archived(other, BANK, 1)
+        wanted = other.find_version(BANK, 2).info.version_id
+        other.close()
+        async with started(made, cached_versions=4) as keyring:
+            bank = await keyring.version(BANK, 2, wanted)
+            for number in range(2, 22):
+                with pytest.raises(UnknownVersion):
+                    await keyring.version(MAIL, number, bytes(16))
+            assert keyring.cached(BANK, 2, wanted) is bank
+            assert len(keyring._cache) == 1
+
+    run(scenario())
+
+
+def test_a_made_up_id_and_the_true_one_at_the_same_time(
+    made: MadeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look serves both, whichever came first, and the version stays in memory."""
+
+    async def scenario() -> None:
+        other = made.open()
+        other.create_key(MAIL, NOW)
+        add_archived(other, MAIL, 2)
+        ids = list_ids(other)
+        other.close()
+        async with started(made) as keyring:
+            await keyring._watch.stop()
+            looks = count_looks(monkeypatch)
+            for number, order in ((2, (ids[2], bytes(16))), (3, (bytes(16), ids[3]))):
+                calls = (keyring.version(MAIL, number, version_id) for version_id in order)
+                found = await asyncio.gather(*calls, return_exceptions=True)
+                answers = dict(zip(order, found, strict=True))
+                assert isinstance(answers[bytes(16)], UnknownVersion)
+                assert keyring.cached(MAIL, number, ids[number]) is answers[ids[number]]
+            assert looks == [2, 3]
+
+    run(scenario())
+
+
+def test_needing_a_look_is_what_asking_does(
+    made: MadeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """True exactly where the store is asked, by number, state, id and what was absent."""
+
+    async def scenario() -> None:
+        other = made.open()
+        other.create_key(MAIL, NOW)
+        add_archived(other, MAIL, 3)
+        set_state(other, MAIL, 4, "DISABLED")
+        ids = list_ids(other)
+        other.close()
+        async with started(made) as keyring:
+            await keyring._watch.stop()
+            looks = count_looks(monkeypatch)
+            for key, number, version_id, needs_look in (
+                (MAIL, 1, ids[1], False),  # current
+                (MAIL, 1, bytes(16), False),
+                (MAIL, 2, bytes(16), True),  # another id
+                (MAIL, 2, bytes(16), False),
+                (MAIL, 2, ids[2], True),
+                (MAIL, 2, ids[2], False),
+                (MAIL, 2, b"\x01" * 16, False),
+                (MAIL, 4, ids[4], True),  # disabled
+                (MAIL, 4, ids[4], False),
+                (MAIL, 9, bytes(16), True),  # no such number
+                (MAIL, 9, bytes(16), False),
+                (MAIL, 9, b"\x01" * 16, True),
+                (NOBODY, 1, bytes(16), False),
+            ):
+                looks.clear()
+                assert keyring.needs_look(key, number, version_id) is needs_look
+                assert looks == [], "it only says so"
+                with suppress(UnknownVersion, VersionDisabled):
+                    await keyring.version(key, number, version_id)
+                assert bool(looks) is needs_look
 
     run(scenario())
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import shutil
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.unit.made_store import BANK, MAIL, NOW, MadeStore, make_store
+from tests.unit.made_store import BANK, MAIL, NOW, MadeStore, make_store, set_state
 
 from keyside_sidecar.errors import CustodyError, StoreError, StoreTampered
 from keyside_sidecar.store import Store, initialise_store
@@ -212,6 +214,75 @@ def test_an_older_copy_of_a_row_put_back_is_refused(
     refuse(made)
 
 
+def test_a_running_process_refuses_an_older_copy_of_a_version_that_it_has_checked(
+    made: MadeStore,
+) -> None:
+    """Its MAC is valid and the set is not read again: 64 bits of its term tell."""
+    store = made.open()
+    past = made.path.with_name("past.db")
+    shutil.copy(made.path, past)
+    set_state(store, MAIL, 1, "DISABLED")
+    assert store.find_version(MAIL, 1).info.state == "DISABLED"
+    put_back(made, "key_versions", "key_name = 'mail-credentials' AND number = 1", past)
+    for read in (
+        lambda: store.find_version(MAIL, 1),
+        lambda: store.describe_versions(MAIL, [1]),
+        lambda: store.list_versions(MAIL, before=2, limit=1),
+        lambda: store.verify_page(MAIL, after=0, limit=1),
+    ):
+        with pytest.raises(StoreTampered, match="version 1 of key mail-credentials"):
+            read()
+    assert store.find_version(MAIL, 2).material is not None, "the others are what they were"
+    store.close()
+
+
+def test_a_running_process_refuses_a_version_from_the_future(made: MadeStore) -> None:
+    """A row with a valid MAC of a copy that went on, at a number that this store has not given."""
+    ahead = made.path.with_name("ahead.db")
+    shutil.copy(made.path, ahead)
+    other = MadeStore(ahead, made.custodian).open()
+    other.rotate(MAIL, actor_uid=7, expected_current=3, now=NOW)
+    other.close()
+    store = made.open()
+    store.find_version(MAIL, 1)
+    made.run("DROP INDEX key_versions_one_current")
+    put_back(made, "key_versions", "key_name = 'mail-credentials' AND number = 4", ahead)
+    with pytest.raises(StoreTampered, match="version 4"):
+        store.describe_versions(MAIL, [4])
+    store.close()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_running_process_notices_a_version_missing_from_a_page(
+    made: MadeStore, number: int
+) -> None:
+    """The rows that are left fit, and the set is not read again: the numbers tell."""
+    store = made.open()
+    store.find_version(MAIL, 1)
+    made.run("DELETE FROM key_versions WHERE key_name = ? AND number = ?", MAIL, number)
+    with pytest.raises(StoreTampered, match="set of versions"):
+        store.list_versions(MAIL, before=None, limit=100)
+    with pytest.raises(StoreTampered, match="set of versions"):
+        store.verify_page(MAIL, after=0, limit=100)
+    with pytest.raises(StoreTampered, match=f"version {number} of"):
+        store.find_version(MAIL, number)
+    store.close()
+
+
+def test_a_change_that_miscounts_its_versions_is_refused_before_the_commit(
+    made: MadeStore,
+) -> None:
+    """A mistake of our own: the digest fits, and nobody would ever find the version."""
+    store = made.open()
+    with pytest.raises(StoreTampered, match="set of versions"), store._writing() as draft:
+        version, _ = store._wrapping.make_version(MAIL, 4, NOW, None)
+        key = draft.snapshot.keys[MAIL]
+        draft.change.change_key(key, {}, added=[{**version, "state": "PENDING"}])
+        draft.finish(MAIL)
+    assert made.run("SELECT max(number) FROM key_versions") == [(3,)]
+    store.close()
+
+
 def test_an_older_key_with_its_older_versions_put_back_is_refused(
     made: MadeStore, past: Path
 ) -> None:
@@ -310,6 +381,52 @@ def test_a_trigger_that_alters_what_is_written_is_refused_before_the_commit(
         store.rotate(MAIL, actor_uid=7, expected_current=0, now=NOW)
     assert made.run("SELECT max(number) FROM key_versions") == [(3,)]
     store.close()
+
+
+OWN_ROW = "CREATE TRIGGER evil AFTER UPDATE OF mac ON store_meta BEGIN UPDATE store_meta SET"
+# With its valid MAC. The change has claimed the next generation before it writes the rest.
+THE_ROW_BEFORE = "generation = OLD.generation - 1, keys_digest = OLD.keys_digest, mac = OLD.mac"
+PREDECESSOR = (
+    "CREATE TRIGGER evil AFTER UPDATE OF mac ON key_versions WHEN NEW.state = 'ARCHIVED' BEGIN"
+    " UPDATE key_versions SET {} WHERE key_name = NEW.key_name AND number = NEW.number; END"
+)
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [
+        f"{OWN_ROW} keys_digest = randomblob(48); END",
+        f"{OWN_ROW} created_at = 0; END",
+        f"{OWN_ROW} {THE_ROW_BEFORE}; END",
+        "CREATE TRIGGER evil AFTER UPDATE OF mac ON store_meta BEGIN DELETE FROM store_meta; END",
+        PREDECESSOR.format("wrapped = randomblob(81)"),
+        PREDECESSOR.format("state = 'DISABLED'"),
+        PREDECESSOR.format("number = 99"),
+    ],
+)
+def test_a_trigger_on_the_stores_row_or_the_predecessor_is_refused_before_the_commit(
+    made: MadeStore, trigger: str
+) -> None:
+    """All that a rotation writes is read back: no version is handed out that can't be kept."""
+    tables = ("store_meta", "keys", "key_versions")
+    before = [made.run(f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables]
+    made.run(trigger)
+    store = made.open()
+    with pytest.raises(StoreTampered):
+        store.rotate(MAIL, actor_uid=7, expected_current=0, now=NOW)
+    assert [made.run(f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables] == before
+    assert store.load_key(MAIL).info.current_number == 3
+    store.close()
+    read_afresh(made)
+
+
+def test_an_authenticator_shows_nothing_of_its_keys(made: MadeStore) -> None:
+    """I7: no secret in a repr, a pickle or a copy."""
+    authenticator = Authenticator(made.custodian, bytes(16))
+    assert repr(authenticator) == f"Authenticator(store_id={bytes(16).hex()})"
+    for leak in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="pickled or copied"):
+            leak(authenticator)
 
 
 def test_wrapped_material_is_bound_to_store_key_number_and_version_id() -> None:

@@ -42,7 +42,22 @@ def encode_context(context: Mapping[str, str]) -> bytes:
         return EMPTY_CONTEXT
     if len(given) > MAX_CONTEXT_PAIRS:
         raise _invalid(f"a context has at most {MAX_CONTEXT_PAIRS} pairs")
-    pairs: dict[bytes, bytes] = {}
+    pairs = _encode_pairs(given)
+    if len(pairs) != len(given):
+        raise _invalid("a context's names are distinct")
+    parts = [len(pairs).to_bytes(2)]
+    for encoded_name, encoded_value in sorted(pairs.items()):
+        parts += (
+            len(encoded_name).to_bytes(4),
+            encoded_name,
+            len(encoded_value).to_bytes(4),
+            encoded_value,
+        )
+    return b"".join(parts)
+
+
+def _encode_pairs(given: list[tuple[str, str]]) -> dict[bytes, bytes]:
+    pairs = {}
     for name, value in given:
         if not isinstance(name, str) or not isinstance(value, str):
             raise _invalid("a context is a map of text to text")
@@ -56,17 +71,7 @@ def encode_context(context: Mapping[str, str]) -> bytes:
         if len(encoded_value) > MAX_CONTEXT_VALUE_BYTES:
             raise _invalid(f"a context's value is at most {MAX_CONTEXT_VALUE_BYTES} bytes of UTF-8")
         pairs[encoded_name] = encoded_value
-    if len(pairs) != len(given):
-        raise _invalid("a context's names are distinct")
-    parts = [len(pairs).to_bytes(2)]
-    for encoded_name, encoded_value in sorted(pairs.items()):
-        parts += (
-            len(encoded_name).to_bytes(4),
-            encoded_name,
-            len(encoded_value).to_bytes(4),
-            encoded_value,
-        )
-    return b"".join(parts)
+    return pairs
 
 
 def digest_context(context_key: bytes, sequence: bytes, encoded_context: bytes) -> bytes:

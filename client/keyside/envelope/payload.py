@@ -88,19 +88,17 @@ class PayloadSealer(Unshareable):
         encoded_context = encode_context(context)
         # Looked at before the lock, which another thread may have held when this child forked,
         # and again within, because a signal handler may fork in between.
-        self._require_own_process()
+        if self._process != mark_process():
+            raise _spent_by_fork()
         with self._lock:
-            self._require_own_process()
+            if self._process != mark_process():
+                raise _spent_by_fork()
             sequence = self._sequence
             if sequence >= MAX_MESSAGES_PER_SEALER or len(plaintext) > self._bytes_left:
                 raise _spent("this sealer has sealed as much as one key may")
             self._sequence = sequence + 1
             self._bytes_left -= len(plaintext)
         return _seal_whole(self._keys, self._salted, sequence, plaintext, encoded_context)
-
-    def _require_own_process(self) -> None:
-        if self._process != mark_process():
-            raise _spent("this sealer's process has forked")
 
 
 class PayloadOpener(Unshareable):
@@ -221,6 +219,10 @@ def _open_whole(
         return keys.aead.decrypt(_NONCE_PREFIX + header.sequence, body, PREAMBLE + header.raw)
     except InvalidTag:
         raise EnvelopeRejected from None
+
+
+def _spent_by_fork() -> LimitExceeded:
+    return _spent("this sealer's process has forked")
 
 
 def _spent(message: str) -> LimitExceeded:

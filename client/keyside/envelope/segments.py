@@ -34,7 +34,7 @@ from keyside.envelope.suites import DEFAULT_SUITE, Aead, Suite
 from keyside.errors import EnvelopeRejected, InvalidArgument, LimitExceeded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 DEFAULT_SEGMENT_BYTES: Final = 65536
 MAX_STREAM_BYTES: Final = 2**44
@@ -292,12 +292,15 @@ def open_all_segments(
     """
     stream = _unlock(header, data_key, encoded_context)
     layout = lay_out_body(len(body), header.segment_size)
-    plaintexts = []
+    return b"".join(_open_in_order(stream, layout, body))
+
+
+def _open_in_order(stream: _Stream, layout: SegmentLayout, body: memoryview) -> Iterator[bytes]:
+    # A generator, so that no frame of a refusal holds the segments that opened before it.
     for index in range(layout.count):
         offset, length = layout.locate_segment(index)
         segment = body[offset : offset + length]
-        plaintexts.append(_open_segment(stream, index, segment, is_last=layout.is_last(index)))
-    return b"".join(plaintexts)
+        yield _open_segment(stream, index, segment, is_last=layout.is_last(index))
 
 
 class _Stream(NamedTuple):

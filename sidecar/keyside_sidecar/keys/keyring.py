@@ -60,9 +60,9 @@ _CLOSE_TIMEOUT_S: Final = 2.0
 _READERS: Final = 2
 
 _KEY_MADE: Final = (
-    "the store had no key of this name. If it should have had one, this is an older copy of the "
-    "store, or another store, and what was sealed under that key does not open: stop keysided and "
-    "restore the newest backup before anything is sealed under the new key"
+    "if the store should have had this key, it is an older copy or another store, and what was "
+    "sealed under that key does not open: stop keysided and restore the newest backup, before "
+    "anything is sealed under the new key"
 )
 
 
@@ -138,7 +138,7 @@ class Keyring:
             await self._watch.begin()
             for name in sorted(self.names):
                 if await self._change(partial(self.store.create_key, name, self._clock.now())):
-                    event(_log, logging.WARNING, "key made", key=name, summary=_KEY_MADE)
+                    event(_log, logging.WARNING, "key made", key=name, what_to_do=_KEY_MADE)
                 try:
                     await self.refresh(name)
                 except (StoreTampered, CustodyError) as error:

@@ -1,0 +1,235 @@
+"""Make the vectors of what is on disk: a root key's file, a store, and every value between.
+
+Usage, from the repository's root: python -m tools.make_store_vectors DIRECTORY
+
+The store is made by Keyside, with random material, so that no two runs give the same; an existing
+directory is never touched. The values in ``known.json`` are computed here, from the formats as they
+are documented, with the standard library and AES-GCM alone: Keyside's own code takes no part.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import sqlite3
+import struct
+import sys
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from keyside.names import KeyName
+from keyside_sidecar.custody import FileCustodian
+from keyside_sidecar.store import Store, initialise_store
+
+ROOT_KEY = bytes(range(32))
+STORE_ID = bytes(range(0x40, 0x50))
+VERSION_ID = bytes(range(0x50, 0x60))
+MATERIAL = bytes(range(0x80, 0xA0))
+SALT = bytes(range(0xC0, 0xD8))
+NONCE = bytes(range(0xE0, 0xF0))
+NUMBER = 258
+NAME = "mail-credentials"
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+SECOND_KEY = KeyName("bank-details")
+
+Row = dict[str, int | str | bytes | None]
+
+
+def derive(label: bytes, context: bytes) -> bytes:
+    """Return 32 bytes: SP 800-108r1, counter mode, HMAC-SHA-512, 32-bit counter and length."""
+    fixed = b"\0\0\0\1" + label + b"\0" + context + struct.pack(">I", 256)
+    return hmac.digest(ROOT_KEY, fixed, hashlib.sha512)[:32]
+
+
+ROOT_KEY_ID = derive(b"keyside/v1/root-key-id", b"")[:8]
+MAC_KEY = derive(b"keyside/v1/store-mac", STORE_ID)
+SET_KEY = derive(b"keyside/v1/store-set", STORE_ID)
+
+
+def frame(value: bytes) -> bytes:
+    """Return a value behind its length."""
+    return struct.pack(">I", len(value)) + value
+
+
+def encode_row(table: str, row: Row) -> bytes:
+    """Return what a row's MAC is over."""
+    present = sorted((name, value) for name, value in row.items() if value is not None)
+    encoded = b"KEYSIDE-ROW-1\0" + frame(STORE_ID) + frame(table.encode())
+    encoded += struct.pack(">I", len(present))
+    for name, value in present:
+        encoded += frame(name.encode())
+        if isinstance(value, int):
+            encoded += b"i" + struct.pack(">q", value)
+        elif isinstance(value, str):
+            encoded += b"t" + frame(value.encode())
+        else:
+            encoded += b"b" + frame(value)
+    return encoded
+
+
+def mac_of(table: str, row: Row) -> bytes:
+    """Return a row's MAC."""
+    return hmac.digest(MAC_KEY, encode_row(table, row), hashlib.sha256)
+
+
+def term_of(mac: bytes) -> int:
+    """Return what a row adds to its set's sum."""
+    return int.from_bytes(hmac.digest(SET_KEY, b"\0" + mac, hashlib.sha256), "big")
+
+
+def digest_of(total: int) -> bytes:
+    """Return a set's digest, with the fixed nonce."""
+    mask = int.from_bytes(hmac.digest(SET_KEY, b"\1" + NONCE, hashlib.sha256), "big")
+    return NONCE + ((mask + total) % (1 << 256)).to_bytes(32, "big")
+
+
+def bind(number: int) -> bytes:
+    """Return what the material of the fixed version is bound to."""
+    return b"".join(
+        (
+            b"KEYSIDE-VERSION-1\0",
+            frame(STORE_ID),
+            frame(NAME.encode()),
+            struct.pack(">I", number),
+            frame(VERSION_ID),
+        )
+    )
+
+
+def wrap(form: int) -> bytes:
+    """Return the fixed material, wrapped with the fixed salt, in the form of that first byte."""
+    header = bytes((form,)) + ROOT_KEY_ID + SALT
+    cipher = AESGCM(derive(b"keyside/v1/root-wrap", SALT))
+    return header + cipher.encrypt(bytes(12), MATERIAL, header + bind(NUMBER))
+
+
+def make_rows() -> list[tuple[str, Row]]:
+    """Return one row of each table, but for its MAC."""
+    moment = 1_769_860_800_000_000
+    version: Row = {
+        "key_name": NAME,
+        "number": NUMBER,
+        "version_id": VERSION_ID,
+        "state": "CURRENT",
+        "wrapped": wrap(1),
+        "root_key_id": ROOT_KEY_ID.hex(),
+        "created_at": moment,
+        "activated_at": moment,
+        "archived_at": None,
+        "made_by_uid": 0,
+        "generation": 515,
+    }
+    key: Row = {
+        "name": NAME,
+        "created_at": moment,
+        "current_number": NUMBER,
+        "last_number": NUMBER,
+        "versions_digest": digest_of(term_of(mac_of("key_versions", version))),
+        "generation": 515,
+    }
+    own: Row = {
+        "id": 1,
+        "store_id": STORE_ID,
+        "generation": 515,
+        "root_key_id": ROOT_KEY_ID.hex(),
+        "keys_digest": digest_of(term_of(mac_of("keys", key))),
+        "created_at": moment,
+    }
+    return [("key_versions", version), ("keys", key), ("store_meta", own)]
+
+
+def describe_row(table: str, row: Row) -> dict[str, Any]:
+    """Return a row and what authenticates it."""
+    mac = mac_of(table, row)
+    shown = {k: {"hex": v.hex()} if isinstance(v, bytes) else v for k, v in row.items()}
+    return {
+        "table": table,
+        "columns": shown,
+        "encoded": encode_row(table, row).hex(),
+        "mac": mac.hex(),
+        "term": f"{term_of(mac):064x}",
+    }
+
+
+def make_root_key_file(path: Path) -> FileCustodian:
+    """Write the fixed root key's file."""
+    body = b"KEYSIDE-ROOT-KEY-1:" + base64.urlsafe_b64encode(ROOT_KEY).rstrip(b"=")
+    path.write_bytes(body + b":" + hashlib.sha256(body).hexdigest()[:16].encode() + b"\n")
+    path.chmod(0o600)
+    return FileCustodian.load(path, owner_uids=frozenset({os.geteuid()}))
+
+
+def make_store(path: Path, custodian: FileCustodian) -> list[dict[str, Any]]:
+    """Make a store with two keys and five versions, and return these."""
+    url = f"sqlite:///{path}"
+    initialise_store(url, custodian, uid=os.geteuid(), gid=os.getegid(), now=NOW)
+    store = Store.open(url, custodian)
+    versions = []
+    for name, rotations in ((KeyName(NAME), 2), (SECOND_KEY, 1)):
+        store.create_key(name, NOW)
+        for _ in range(rotations):
+            store.rotate(name, actor_uid=1000, expected_current=0, now=NOW)
+        for number in range(1, rotations + 2):
+            found = store.find_version(name, number)
+            assert found.material is not None
+            versions.append(
+                {
+                    "key_name": name,
+                    "number": number,
+                    "version_id": found.info.version_id.hex(),
+                    "state": str(found.info.state),
+                    "material": found.material.material.hex(),
+                }
+            )
+    store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    return versions
+
+
+def main(arguments: list[str]) -> int:
+    """Make the directory and its files."""
+    directory = Path(arguments[0]).resolve()
+    directory.mkdir(mode=0o700)
+    custodian = make_root_key_file(directory / "root.key")
+    rows = make_rows()
+    total = sum(term_of(mac_of(table, row)) for table, row in rows)
+    document = {
+        "format": "keyside store, schema 0001; root key file 1; wrapped form 1",
+        "provenance": "computed by tools/make_store_vectors.py without Keyside's code; the store "
+        "beside this file, whose versions are listed last, was made by Keyside",
+        "root_key": ROOT_KEY.hex(),
+        "root_key_id": ROOT_KEY_ID.hex(),
+        "store_id": STORE_ID.hex(),
+        "mac_key": MAC_KEY.hex(),
+        "set_key": SET_KEY.hex(),
+        "rows": [describe_row(table, row) for table, row in rows],
+        "digests": [
+            {"nonce": NONCE.hex(), "total": f"{value:x}", "digest": digest_of(value).hex()}
+            for value in (0, total % (1 << 256), (1 << 256) - 1)
+        ],
+        "wrapping": {
+            "key_name": NAME,
+            "number": NUMBER,
+            "version_id": VERSION_ID.hex(),
+            "binding": bind(NUMBER).hex(),
+            "material": MATERIAL.hex(),
+            "salt": SALT.hex(),
+            "wrapped": wrap(1).hex(),
+            "wrapped_in_another_form": wrap(2).hex(),
+        },
+        "versions": make_store(directory / "keyside.db", custodian),
+    }
+    (directory / "known.json").write_text(json.dumps(document, indent=1) + "\n", "ascii")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
