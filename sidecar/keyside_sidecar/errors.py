@@ -83,9 +83,7 @@ class RequestError(SidecarError):
 class BadRequest(RequestError):
     """A field of the request is wrong."""
 
-    def __init__(
-        self, field: str, description: str, *, reason: str = "INVALID_ARGUMENT"
-    ) -> None:
+    def __init__(self, field: str, description: str, *, reason: str = "INVALID_ARGUMENT") -> None:
         super().__init__(f"{field}: {description}")
         self.field = field
         self.description = description

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from itertools import repeat
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 
 from keyside.envelope import encode_context
 from keyside.errors import InvalidArgument
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+
+class Given(Mapping[str, str]):
+    """A mapping whose length and pairs are whatever the test says."""
+
+    def __init__(self, length: int, pairs: Any) -> None:
+        self._length = length
+        self._pairs = pairs
+
+    def __getitem__(self, name: str) -> str:
+        return str(dict(self._pairs)[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict(self._pairs))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def items(self) -> Any:
+        return self._pairs
+
+
+class GivenDict(dict[str, str]):
+    """The same for what is a dict by its type."""
+
+    def items(self) -> Any:
+        return [("a", "1"), ("a", "2")]
 
 
 def test_encoding_is_as_specified() -> None:
@@ -73,3 +99,43 @@ def test_what_is_outside_the_limits_is_refused_with_the_limit(context: Any, limi
         encode_context(cast("Mapping[str, str]", context))
     assert caught.value.reason == "INVALID_CONTEXT"
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        Given(1, [("a", "1"), ("a", "2")]),
+        Given(2, [("a", "1"), ("a", "1")]),
+        Given(3, [("a", "1"), ("b", ""), ("a", "")]),
+        GivenDict(a="1"),
+    ],
+)
+def test_name_given_twice_is_refused(context: Mapping[str, str]) -> None:
+    """What was sealed for it would open for no dict."""
+    with pytest.raises(InvalidArgument, match="names are distinct") as caught:
+        encode_context(context)
+    assert caught.value.reason == "INVALID_CONTEXT"
+
+
+@pytest.mark.parametrize("length", [0, 1, 32])
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [(str(index), "") for index in range(33)],
+        [(str(index), "") for index in range(70_000)],
+        repeat(("a", "")),
+    ],
+    ids=["33", "70000", "endless"],
+)
+def test_pairs_are_counted_and_not_believed(length: int, pairs: Any) -> None:
+    """A mapping may say that it is shorter than it is."""
+    with pytest.raises(InvalidArgument, match="at most 32 pairs") as caught:
+        encode_context(Given(length, pairs))
+    assert caught.value.reason == "INVALID_CONTEXT"
+
+
+@pytest.mark.parametrize("length", [0, 33, 2**20])
+def test_what_is_encoded_is_what_is_given(length: int) -> None:
+    """Neither an empty nor a long mapping is made of one pair by what it says of its length."""
+    assert encode_context(Given(length, [("a", "b")])) == encode_context({"a": "b"})
+    assert encode_context(Given(length, [])) == encode_context({})

@@ -23,6 +23,7 @@ from keyside.envelope import (
     parse_payload_header,
     parse_wrapping_header,
     payload,
+    payload_header,
     rewrap,
     seal,
     unwrap_data_key,
@@ -251,3 +252,50 @@ def test_plaintext_beyond_the_format_is_refused() -> None:
     ):
         seal(OLD, bytes(11), {})
     assert caught.value.reason == "PLAINTEXT_TOO_LARGE"
+
+
+def test_whole_body_beyond_the_format_is_refused() -> None:
+    """Even if whoever sealed it had the key: a longer body has no other reading (I11)."""
+    data_key = generate_data_key()
+    wrapped = wrap_data_key(OLD, data_key, AES_256_GCM)
+    sealer, opener = PayloadSealer(data_key), PayloadOpener(data_key)
+    longest, longer = sealer.seal(bytes(10), {}), sealer.seal(bytes(11), {})
+    with mock.patch.object(payload_header, "MAX_WHOLE_BYTES", 10):
+        assert open_envelope(OLD, wrapped + longest, {}) == opener.open(longest, {}) == bytes(10)
+        assert rewrap(OLD, NEW, wrapped + longest).endswith(longest)
+        calls: list[Callable[[], object]] = [
+            lambda: open_envelope(OLD, wrapped + longer, {}),
+            lambda: opener.open(longer, {}),
+            lambda: rewrap(OLD, NEW, wrapped + longer),
+        ]
+        for call in calls:
+            with pytest.raises(EnvelopeRejected):
+                call()
+    assert opener.open(longer, {}) == bytes(11)
+
+
+def test_longest_whole_body_is_that_of_the_format() -> None:
+    """1 GiB and a tag, to the byte."""
+    payload_header.require_possible_whole_body(2**30 + 16)
+    with pytest.raises(EnvelopeRejected):
+        payload_header.require_possible_whole_body(2**30 + 17)
+
+
+def test_version_number_zero_is_not_parsed() -> None:
+    """No version has it, so no look-up is made for it."""
+    header = parse_wrapping_header(seal(OLD, b"", {})).raw
+    number_at = len(OLD.header_prefixes[1]) - 20
+    assert header[number_at : number_at + 4] == b"\0\0\0\x01"
+    with pytest.raises(EnvelopeRejected):
+        parse_wrapping_header(header[:number_at] + bytes(4) + header[number_at + 4 :])
+
+
+def test_negative_offset_is_refused() -> None:
+    """An offset is not counted from the end, where a payload would be found all the same."""
+    data_key = generate_data_key()
+    item = PayloadSealer(data_key).seal(b"x", {})
+    for offset in (-len(item), -1):
+        with pytest.raises(EnvelopeRejected):
+            parse_payload_header(item, offset)
+        with pytest.raises(EnvelopeRejected):
+            PayloadOpener(data_key).open(item, {}, offset=offset)

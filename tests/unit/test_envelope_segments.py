@@ -103,6 +103,24 @@ def test_index_beyond_a_stream_is_refused(index: int) -> None:
         SegmentOpener(data_key, header, CONTEXT).open_segment(index, sealed[0], is_last=True)
 
 
+@pytest.mark.parametrize("is_last", [False, True])
+def test_segment_beyond_the_bound_is_refused_though_its_tag_is_right(is_last: bool) -> None:  # noqa: FBT001
+    """A stream's key opens no more than 16 TiB, even if whoever sealed it had the key."""
+    data_key = generate_data_key()
+    sealer = SegmentSealer(data_key, CONTEXT, segment_size=SIZE)
+    opener = SegmentOpener(data_key, sealer.header, CONTEXT)
+    bound = MAX_STREAM_BYTES // SIZE
+
+    def seal_at(index: int) -> bytes:
+        nonce = bytes(3) + index.to_bytes(8) + bytes((is_last,))
+        return sealer._aead.encrypt(nonce, bytes(SIZE), sealer._aad)
+
+    assert opener.open_segment(bound - 1, seal_at(bound - 1), is_last=is_last) == bytes(SIZE)
+    for index in (bound, bound + 1, 2**64 - 1):
+        with pytest.raises(EnvelopeRejected):
+            opener.open_segment(index, seal_at(index), is_last=is_last)
+
+
 @pytest.mark.parametrize(
     ("lengths", "is_last"),
     [([SIZE - 1], False), ([0], False), ([SIZE + 1], False), ([SIZE + 1], True), ([SIZE, 0], True)],

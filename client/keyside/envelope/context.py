@@ -37,7 +37,7 @@ def encode_context(context: Mapping[str, str]) -> bytes:
     if not isinstance(context, dict) and not isinstance(context, Mapping):
         raise _invalid("a context is a map of text to text")
     # What a mapping says of its length need not be what it gives; the pairs it gives are counted.
-    given = list(islice(context.items(), MAX_CONTEXT_PAIRS + 1))
+    given = [*islice(context.items(), MAX_CONTEXT_PAIRS + 1)]
     if not given:
         return EMPTY_CONTEXT
     if len(given) > MAX_CONTEXT_PAIRS:
