@@ -13,6 +13,7 @@ from keyside_sidecar.peer.identity import Identifier
 from keyside_sidecar.peer.membership import Membership
 from keyside_sidecar.peer.relay import Relay, make_buffer
 from keyside_sidecar.peer.tickets import TicketRegistry
+from keyside_sidecar.rpc.arrivals import Arrivals
 from keyside_sidecar.rpc.calls import Limits
 from keyside_sidecar.rpc.encryption import EncryptionServicer
 from keyside_sidecar.rpc.guard import Guard
@@ -66,6 +67,7 @@ class Parts:
         self.identifier = Identifier(config.identity, self.membership)
         self.registry = TicketRegistry()
         self.refusals = RefusalLog(clock)
+        self.arrivals = Arrivals()
         share = config.sidecar.workers
         guard = Guard(
             registry=self.registry,
@@ -76,6 +78,7 @@ class Parts:
                 -(-config.sidecar.max_calls // share), -(-config.sidecar.max_calls_per_uid // share)
             ),
             refusals=self.refusals,
+            arrivals=self.arrivals,
         )
         self.servers = InnerServers(
             config,

@@ -153,7 +153,10 @@ class Worker:
             membership = parts.membership
             self.board.add_source(lambda: _membership_problems(membership))
         await parts.keyring.start()
-        pulse = loop.create_task(self._send_pulse())
+        chores = [
+            loop.create_task(self._send_pulse()),
+            loop.create_task(parts.arrivals.run()),
+        ]
         try:
             await parts.servers.start()
             loop.add_reader(self._channel.fileno(), self._on_packet)
@@ -170,7 +173,8 @@ class Worker:
             self.board.phase = Phase.DRAINING
             await parts.servers.stop(grace_s)
         finally:
-            pulse.cancel()
+            for chore in chores:
+                chore.cancel()
             loop.remove_reader(self._channel.fileno())
             for task in self._admissions:
                 task.cancel()

@@ -316,3 +316,28 @@ def test_what_is_no_http2_harms_nobody(
     with sidecar.log.open("rb") as log:
         log.seek(log_bytes)
         assert b"level=error" not in log.read()
+
+
+def test_a_message_that_does_not_come_ends_its_call(sidecar: Sidecar) -> None:
+    """Calls whose message never ends are counted, and end by themselves: a stranger's in seconds."""
+    code = """
+import time, grpc
+channel = grpc.insecure_channel("unix:" + os.environ["KEYSIDE_SOCKET"])
+def never():
+    time.sleep(30)
+    yield b""
+calls = [
+    channel.stream_unary("/keyside.v1.StatusService/GetStatus").future(never()) for _ in range(6)
+]
+started = time.monotonic()
+for call in calls:
+    print(call.code().name, call.details())
+print("in time", time.monotonic() - started < 15, flush=True)
+os._exit(0)
+"""
+    done = sidecar.call(code, uid=SERVICE_UID + 1000)
+    lines = done.stdout.splitlines()
+    assert lines == [
+        *["INVALID_ARGUMENT request: did not arrive within 2 s"] * 6,
+        "in time True",
+    ], done.stdout + done.stderr

@@ -54,7 +54,7 @@ class EncryptionServicer:
                 "taken (max_plaintext_bytes)",
             )
         version = self._keyring.current(key)
-        envelope = seal(version, request.plaintext, request.context, self._suites[key])
+        envelope = seal(version, request.plaintext, dict(request.context), self._suites[key])
         return pb.EncryptResponse(envelope=envelope, version=_reference(version))
 
     async def decrypt(self, call: Call, request: pb.DecryptRequest) -> pb.DecryptResponse:
@@ -66,9 +66,10 @@ class EncryptionServicer:
             StoreUnavailable: Its version is not in memory and the store is away.
         """
         # First, so that what is wrong with the context is said whether the version is known or not.
-        encode_context(request.context)
+        context = dict(request.context)
+        encode_context(context)
         version = await self._version(call)
-        plaintext = open_envelope(version, request.envelope, request.context)
+        plaintext = open_envelope(version, request.envelope, context)
         return pb.DecryptResponse(plaintext=plaintext, version=_reference(version))
 
     async def rewrap(self, call: Call, request: pb.RewrapRequest) -> pb.RewrapResponse:

@@ -40,14 +40,15 @@ if TYPE_CHECKING:
     from keyside_sidecar.peer.connection import Connection
     from keyside_sidecar.peer.identity import Identifier
     from keyside_sidecar.peer.tickets import TicketRegistry
+    from keyside_sidecar.rpc.arrivals import Arrivals
     from keyside_sidecar.rpc.calls import CallLimits, Limits
     from keyside_sidecar.rpc.refusals import RefusalLog
 
 # The connection is closed this long after the status was sent, so that the status arrives first.
 _CLOSE_BEHIND_S: Final = 0.2
 # How long a call's message may take to arrive.
-_RECEIVE_S: Final = 10.0
-_PUBLIC_RECEIVE_S: Final = 2.0
+_RECEIVE_S: Final = 10
+_PUBLIC_RECEIVE_S: Final = 2
 
 StreamContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -78,6 +79,7 @@ class Guard:
         policy: What is allowed.
         limits: Calls in flight.
         refusals: Where refusals are reported.
+        arrivals: Receives messages under a time limit.
     """
 
     def __init__(
@@ -88,12 +90,14 @@ class Guard:
         policy: Policy,
         limits: Limits,
         refusals: RefusalLog,
+        arrivals: Arrivals,
     ) -> None:
         self._registry = registry
         self._identifier = identifier
         self._policy = policy
         self._limits = limits
         self._refusals = refusals
+        self._arrivals = arrivals
 
     def unary(
         self,
@@ -119,7 +123,7 @@ class Guard:
             try:
                 connection = self._find(context)
                 limits = self._limits.enter(connection)
-                data = await _receive(context, connection)
+                data = await self._receive(context, connection)
                 subject = self._identifier.known(connection)
                 if subject is None:
                     subject = await self._identifier.identify(connection)
@@ -157,7 +161,8 @@ class Guard:
         """
 
         async def answer(_requests: object, context: StreamContext, connection: Connection) -> None:
-            await serve(_parse(request_type, await _receive(context, connection)), context)
+            data = await self._receive(context, connection)
+            await serve(_parse(request_type, data), context)
 
         return self._stream(method, answer)
 
@@ -257,6 +262,10 @@ class Guard:
                 raise Refused(reason)
             yield _parse(request_type, data)
 
+    async def _receive(self, context: StreamContext, connection: Connection) -> bytes:
+        limit_s = _PUBLIC_RECEIVE_S if connection.public_only else _RECEIVE_S
+        return await self._arrivals.receive(context, limit_s)
+
     def _find(self, context: StreamContext) -> Connection:
         connection = self._registry.find(context.peer())
         if connection is None:
@@ -295,23 +304,6 @@ class Guard:
         if isinstance(error, Refused):
             self._refusals.note(connection, path, error.reason)
         return failure
-
-
-async def _receive(context: StreamContext, connection: Connection) -> bytes:
-    """Return the call's one message, unparsed.
-
-    Raises:
-        BadRequest: It did not come, or not in time.
-    """
-    limit_s = _PUBLIC_RECEIVE_S if connection.public_only else _RECEIVE_S
-    try:
-        async with asyncio.timeout(limit_s):
-            data = await context.read()
-    except TimeoutError:
-        raise BadRequest("request", f"did not arrive within {limit_s:g} s") from None
-    if not isinstance(data, bytes):
-        raise BadRequest("request", "has no message")
-    return data
 
 
 def _parse(request_type: type[Message], data: bytes) -> Message:
