@@ -319,7 +319,7 @@ def test_what_is_no_http2_harms_nobody(
 
 
 def test_a_message_that_does_not_come_ends_its_call(sidecar: Sidecar) -> None:
-    """Calls whose message never ends are counted, and end by themselves: a stranger's in seconds."""
+    """Calls whose message never ends do end: a stranger's within seconds."""
     code = """
 import time, grpc
 channel = grpc.insecure_channel("unix:" + os.environ["KEYSIDE_SOCKET"])
