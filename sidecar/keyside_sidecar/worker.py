@@ -91,9 +91,8 @@ def run_worker(settings: WorkerSettings, channel: Channel) -> int:
 
         supervisor_pid = os.getppid()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(
-                number, signal.SIG_IGN
-            )  # the supervisor decides; a group-wide ^C hits us too
+            # The supervisor decides; a ^C reaches the whole group, and so us as well.
+            signal.signal(number, signal.SIG_IGN)
         if settings.uid is not None and settings.gid is not None:
             hardening.drop_privileges(settings.uid, settings.gid, settings.groups)
         hardening.harden_process(no_new_privs=True)
@@ -148,7 +147,7 @@ class Worker:
         self._admissions: set[asyncio.Task[None]] = set()
         config = self._settings.config
         _describe_weaknesses(self.board, config)
-        self.board.add_source(lambda: _keyring_problems(parts.keyring, config))
+        self.board.add_source(lambda: _keyring_problems(parts.keyring, config, self.board))
         if parts.membership is not None:
             membership = parts.membership
             self.board.add_source(lambda: _membership_problems(membership))
@@ -307,7 +306,7 @@ def _describe_weaknesses(board: ServingBoard, config: Config) -> None:
         )
 
 
-def _keyring_problems(keyring: Keyring, config: Config) -> Iterable[Problem]:
+def _keyring_problems(keyring: Keyring, config: Config, board: ServingBoard) -> Iterable[Problem]:
     missing = [name for name in config.keys if keyring.current_number(KeyName(name)) is None]
     problem = keyring.store_problem
     if problem is not None:
@@ -325,7 +324,7 @@ def _keyring_problems(keyring: Keyring, config: Config) -> Iterable[Problem]:
             "KEYS_NOT_READY",
             f"{len(missing)} of {len(config.keys)} keys have no current version in memory",
             "see the sidecar's log for the store or the root key",
-            problem.since if problem is not None else SystemClock().now(),
+            problem.since if problem is not None else board.started_at,
             blocks_encryption=True,
             summary_for_strangers="not every key is in memory",
         )

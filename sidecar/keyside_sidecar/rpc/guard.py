@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -49,6 +49,8 @@ _CLOSE_BEHIND_S: Final = 0.2
 # How long a call's message may take to arrive.
 _RECEIVE_S: Final = 10
 _PUBLIC_RECEIVE_S: Final = 2
+
+T = TypeVar("T")
 
 StreamContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -117,30 +119,19 @@ class Guard:
             serve: Called with the allowed call and the parsed request.
         """
 
-        async def handle(_requests: object, context: StreamContext) -> Message:
-            connection: Connection | None = None
-            limits: CallLimits | None = None
-            try:
-                connection = self._find(context)
-                limits = self._limits.enter(connection)
-                data = await self._receive(context, connection)
-                subject = self._identifier.known(connection)
-                if subject is None:
-                    subject = await self._identifier.identify(connection)
-                if subject.standing is not None and not method.public:
-                    raise Refused(subject.standing)  # noqa: TRY301
-                request = _parse(request_type, data)
-                call = self._authorise(method, connection, subject, request)
-                return await serve(call, request)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:  # noqa: BLE001  (the table names every kind)
-                failure = self._fail(error, method, connection)
-            finally:
-                if limits is not None and connection is not None:
-                    limits.leave(connection.credential.uid)
-            await _abort(context, failure)
-            raise AssertionError("abort always raises")
+        async def answer(_requests: object, context: StreamContext, caller: Connection) -> Message:
+            data = await self._receive(context, caller)
+            subject = self._identifier.known(caller)
+            if subject is None:
+                subject = await self._identifier.identify(caller)
+            if subject.standing is not None and not method.public:
+                raise Refused(subject.standing)
+            request = _parse(request_type, data)
+            call = self._authorise(method, caller, subject, request)
+            return await serve(call, request)
+
+        async def handle(requests: object, context: StreamContext) -> Message:
+            return await self._attend(method.path, requests, context, answer)
 
         return grpc.stream_unary_rpc_method_handler(
             handle, request_deserializer=None, response_serializer=_serialise
@@ -192,27 +183,17 @@ class Guard:
         method: Method,
         answer: Callable[[AsyncIterator[bytes], StreamContext, Connection], Awaitable[None]],
     ) -> grpc.RpcMethodHandler[Any, Any]:
+        async def check_and_answer(
+            requests: AsyncIterator[bytes], context: StreamContext, connection: Connection
+        ) -> None:
+            subject = await self._identifier.identify(connection)
+            reason = self._policy.decide(subject, method.operation, None)
+            if reason is not None:
+                raise Refused(reason)
+            await answer(requests, context, connection)
+
         async def handle(requests: AsyncIterator[bytes], context: StreamContext) -> None:
-            connection: Connection | None = None
-            limits: CallLimits | None = None
-            try:
-                connection = self._find(context)
-                limits = self._limits.enter(connection, lasting=True)
-                subject = await self._identifier.identify(connection)
-                reason = self._policy.decide(subject, method.operation, None)
-                if reason is not None:
-                    raise Refused(reason)  # noqa: TRY301
-                await answer(requests, context, connection)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:  # noqa: BLE001
-                failure = self._fail(error, method, connection)
-            else:
-                return
-            finally:
-                if limits is not None and connection is not None:
-                    limits.leave(connection.credential.uid)
-            await _abort(context, failure)
+            await self._attend(method.path, requests, context, check_and_answer, lasting=True)
 
         return grpc.stream_stream_rpc_method_handler(
             handle, request_deserializer=None, response_serializer=_serialise
@@ -225,28 +206,45 @@ class Guard:
             method: The RPC's full name.
         """
 
-        async def handle(_requests: object, context: StreamContext) -> None:
-            connection: Connection | None = None
-            limits: CallLimits | None = None
-            try:
-                connection = self._find(context)
-                limits = self._limits.enter(connection)
-                subject = await self._identifier.identify(connection)
-                if self._policy.is_allowed_anything(subject):
-                    loop = asyncio.get_running_loop()
-                    loop.call_later(_CLOSE_BEHIND_S, connection.close)
-                    raise PolicyChanged  # noqa: TRY301
-                raise Refused(subject.standing or subject.person or Reason.NOT_ALLOWED)  # noqa: TRY301
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:  # noqa: BLE001
-                failure = self._fail(error, method, connection)
-            finally:
-                if limits is not None and connection is not None:
-                    limits.leave(connection.credential.uid)
-            await _abort(context, failure)
+        async def answer(_requests: object, _context: StreamContext, caller: Connection) -> None:
+            subject = await self._identifier.identify(caller)
+            if self._policy.is_allowed_anything(subject):
+                asyncio.get_running_loop().call_later(_CLOSE_BEHIND_S, caller.close)
+                raise PolicyChanged
+            raise Refused(subject.standing or subject.person or Reason.NOT_ALLOWED)
+
+        async def handle(requests: object, context: StreamContext) -> None:
+            await self._attend(method, requests, context, answer)
 
         return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _attend(
+        self,
+        path: str,
+        requests: Any,
+        context: StreamContext,
+        answer: Callable[[Any, StreamContext, Connection], Awaitable[T]],
+        *,
+        lasting: bool = False,
+    ) -> T:
+        """Find the caller, count the call, answer it, and turn what goes wrong into its status."""
+        connection: Connection | None = None
+        limits: CallLimits | None = None
+        try:
+            connection = self._find(context)
+            limits = self._limits.enter(connection, lasting=lasting)
+            return await answer(requests, context, connection)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001  (the table names every kind)
+            failure = describe_failure(error, path)
+            if isinstance(error, Refused):
+                self._refusals.note(connection, path, error.reason)
+        finally:
+            if limits is not None and connection is not None:
+                limits.leave(connection.credential.uid)
+        await _abort(context, failure)
+        raise AssertionError("abort always raises")
 
     async def _check_each(
         self,
@@ -295,15 +293,6 @@ class Guard:
         if reason is not None:
             raise Refused(reason)
         return Call(connection, subject, key, header)
-
-    def _fail(
-        self, error: Exception, method: Method | str, connection: Connection | None
-    ) -> Failure:
-        path = method if isinstance(method, str) else method.path
-        failure = describe_failure(error, path)
-        if isinstance(error, Refused):
-            self._refusals.note(connection, path, error.reason)
-        return failure
 
 
 def _parse(request_type: type[Message], data: bytes) -> Message:
