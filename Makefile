@@ -29,15 +29,15 @@ check: install
 	@.venv/bin/python tools/generate_stubs.py --check
 
 unit: install
-	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux
+	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux initdb=postgresql
 	@$$(readlink -f .venv)/bin/python -m pytest
 
 soak: install
-	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux
+	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux initdb=postgresql
 	@KEYSIDE_SOAK=1 $$(readlink -f .venv)/bin/python -m pytest -m soak
 
 bench: install
-	@tools/system_packages.sh h2load=nghttp2-client
+	@tools/system_packages.sh h2load=nghttp2-client initdb=postgresql
 	@$$(readlink -f .venv)/bin/python tests/bench/run.py
 
 stubs: install

@@ -1,12 +1,38 @@
-"""What needs root skips without it; where CI runs, nothing may skip."""
+"""What needs root skips without it; where CI runs, nothing may skip. One server for all tests."""
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.postgresql import Server
+    from tests.unit.made_store import MadeOnServer
+
 _SKIPPED: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[Server]:
+    """A PostgreSQL server that all tests share; each makes a database of its own there."""
+    from support.postgresql import running_server
+
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def empty_store_on_server(
+    postgresql_server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> MadeOnServer:
+    """An empty store on that server, to be copied, which is quicker than making one."""
+    from tests.unit.made_store import make_store_on
+
+    return make_store_on(postgresql_server, tmp_path_factory.mktemp("empty"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

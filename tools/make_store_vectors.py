@@ -27,6 +27,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from keyside.names import KeyName
 from keyside_sidecar.custody import FileCustodian
 from keyside_sidecar.store import Store, initialise_store
+from keyside_sidecar.store.changing import Expected
+from keyside_sidecar.store.usage import UsageEntry
 
 ROOT_KEY = bytes(range(32))
 STORE_ID = bytes(range(0x40, 0x50))
@@ -124,6 +126,15 @@ def make_rows() -> list[tuple[str, Row]]:
         "activated_at": moment,
         "archived_at": None,
         "made_by_uid": 0,
+        "created_observed": 0,
+        "activated_observed": 86_400_000_000,
+        "disabled_at": None,
+        "disabled_by_uid": None,
+        "destroy_requested_at": None,
+        "destroy_requested_by_uid": None,
+        "destroy_due": None,
+        "destroy_not_before": None,
+        "destroyed_at": None,
         "generation": 515,
     }
     key: Row = {
@@ -131,6 +142,8 @@ def make_rows() -> list[tuple[str, Row]]:
         "created_at": moment,
         "current_number": NUMBER,
         "last_number": NUMBER,
+        "pending_number": None,
+        "scheduled_count": None,
         "versions_digest": digest_of(term_of(mac_of("key_versions", version))),
         "generation": 515,
     }
@@ -141,8 +154,39 @@ def make_rows() -> list[tuple[str, Row]]:
         "root_key_id": ROOT_KEY_ID.hex(),
         "keys_digest": digest_of(term_of(mac_of("keys", key))),
         "created_at": moment,
+        "observed_floor": 86_400_000_000,
     }
-    return [("key_versions", version), ("keys", key), ("store_meta", own)]
+    usage: Row = {
+        "key_name": NAME,
+        "number": NUMBER,
+        "reserved_messages": 64,
+        "returned_messages": 1,
+        "reserved_bytes": 1 << 40,
+        "returned_bytes": 0,
+        "last_sealed_at": moment,
+        "last_opened_at": None,
+    }
+    sidecar: Row = {
+        "sidecar_id": bytes(range(0x60, 0x70)),
+        "host": "mail-1",
+        "boot": "b7cd4bd1-6a3f-4d0e-8a35-3c5d3a5a2c11 pid:[4026531836]",
+        "pid": 4711,
+        "start_ticks": 12345,
+        "registered_at": moment,
+        "seen_at": moment + 5_000_000,
+        "generation_seen": 515,
+        "root_key_ids": ROOT_KEY_ID.hex(),
+        "ended_at": None,
+    }
+    time: Row = {"id": 1, "observed": 86_400_000_000, "tick": 8640}
+    return [
+        ("key_versions", version),
+        ("keys", key),
+        ("store_meta", own),
+        ("version_usage", usage),
+        ("sidecars", sidecar),
+        ("store_time", time),
+    ]
 
 
 def describe_row(table: str, row: Row) -> dict[str, Any]:
@@ -167,7 +211,7 @@ def make_root_key_file(path: Path) -> FileCustodian:
 
 
 def make_store(path: Path, custodian: FileCustodian) -> list[dict[str, Any]]:
-    """Make a store with two keys and five versions, and return these."""
+    """Make a store with two keys and versions in four states, and return these."""
     url = f"sqlite:///{path}"
     initialise_store(url, custodian, uid=os.geteuid(), gid=os.getegid(), now=NOW)
     store = Store.open(url, custodian)
@@ -176,7 +220,12 @@ def make_store(path: Path, custodian: FileCustodian) -> list[dict[str, Any]]:
         store.create_key(name, NOW)
         for _ in range(rotations):
             store.rotate(name, actor_uid=1000, expected_current=0, now=NOW)
-        for number in range(1, rotations + 2):
+        if name == SECOND_KEY:
+            store.disable(name, 1, actor_uid=1000, now=NOW)
+            store.make_pending(name, Expected(rotations + 1, None), NOW)
+            store.usage.record([UsageEntry(name, rotations + 1, 64, 4096, sealed_at=NOW)])
+            store.observed.advance(store.observed.read(), 10_000_000)
+        for number in range(1, store.describe_key(name).version_count + 1):
             found = store.find_version(name, number)
             assert found.material is not None
             versions.append(
@@ -202,7 +251,7 @@ def main(arguments: list[str]) -> int:
     rows = make_rows()
     total = sum(term_of(mac_of(table, row)) for table, row in rows)
     document = {
-        "format": "keyside store, schema 0001; root key file 1; wrapped form 1",
+        "format": "keyside store, schema 0002; root key file 1; wrapped form 1",
         "provenance": "computed by tools/make_store_vectors.py without Keyside's code; the store "
         "beside this file, whose versions are listed last, was made by Keyside",
         "root_key": ROOT_KEY.hex(),

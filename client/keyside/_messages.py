@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC
-from typing import TYPE_CHECKING, Final
+from datetime import UTC, timedelta
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from keyside.errors import InvalidArgument
 from keyside.facts import (
@@ -14,20 +14,46 @@ from keyside.facts import (
     KeyVersion,
     KeyVersionState,
     Problem,
+    RolloverPolicy,
     Rotation,
     Serving,
+    SidecarProcess,
     Status,
+    VersionChange,
+    VersionUsage,
 )
 from keyside.names import parse_key_name
 from keyside.v1 import encryption_pb2, keys_pb2, status_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
+    from google.protobuf.duration_pb2 import Duration
     from google.protobuf.timestamp_pb2 import Timestamp
 
 MAX_PAGE_SIZE: Final = 1000
 _MAX_VERSION: Final = 2**32 - 1
+
+_VersionRequest = TypeVar(
+    "_VersionRequest",
+    keys_pb2.DisableVersionRequest,
+    keys_pb2.EnableVersionRequest,
+    keys_pb2.DestroyVersionRequest,
+    keys_pb2.CancelDestroyVersionRequest,
+)
+
+
+class ChangeMessage(Protocol):
+    """What the answers to the changes of a version have in common."""
+
+    @property
+    def version(self) -> keys_pb2.KeyVersion:
+        """The version now."""
+
+    @property
+    def unacknowledged(self) -> Iterable[keys_pb2.SidecarProcess]:
+        """Who has not acknowledged."""
 
 
 def encrypt_request(
@@ -67,6 +93,19 @@ def rewrap_request(envelope: bytes | bytearray | memoryview) -> encryption_pb2.R
     return encryption_pb2.RewrapRequest(envelope=_as_bytes("envelope", envelope))
 
 
+def reencrypt_request(
+    envelope: bytes | bytearray | memoryview, context: Mapping[str, str] | None
+) -> encryption_pb2.ReencryptRequest:
+    """Build a ReencryptRequest.
+
+    Raises:
+        InvalidArgument: A value is of another type.
+    """
+    return encryption_pb2.ReencryptRequest(
+        envelope=_as_bytes("envelope", envelope), context=_as_context(context)
+    )
+
+
 def get_key_request(name: str, page_size: int, page_token: str = "") -> keys_pb2.GetKeyRequest:
     """Build a GetKeyRequest.
 
@@ -80,19 +119,31 @@ def get_key_request(name: str, page_size: int, page_token: str = "") -> keys_pb2
     )
 
 
-def rotate_request(name: str, expected_current: int | None) -> keys_pb2.RotateKeyRequest:
+def rotate_request(
+    name: str, expected_current: int | None, *, compromised: bool
+) -> keys_pb2.RotateKeyRequest:
     """Build a RotateKeyRequest.
 
     Raises:
         InvalidArgument: The name is not valid, or the number is no version's.
     """
-    if expected_current is not None and (
-        not isinstance(expected_current, int) or not 1 <= expected_current <= _MAX_VERSION
-    ):
-        raise InvalidArgument("expected_current is a version's number, 1 or more")
+    if expected_current is not None:
+        _check_number("expected_current", expected_current)
     return keys_pb2.RotateKeyRequest(
-        name=parse_key_name(name), expected_current=expected_current or 0
+        name=parse_key_name(name),
+        expected_current=expected_current or 0,
+        compromised=bool(compromised),
     )
+
+
+def version_request(kind: type[_VersionRequest], name: str, number: int) -> _VersionRequest:
+    """Build a request of that kind, about one version.
+
+    Raises:
+        InvalidArgument: The name is not valid, or the number is no version's.
+    """
+    _check_number("number", number)
+    return kind(name=parse_key_name(name), number=number)
 
 
 def read_key(message: keys_pb2.Key) -> Key:
@@ -104,26 +155,55 @@ def read_key(message: keys_pb2.Key) -> Key:
         created_at=_time(message.created_at, given=message.HasField("created_at")),
         rotated_at=_time(message.rotated_at, given=message.HasField("rotated_at")),
         suite=message.suite,
+        pending_version=message.pending_version or None,
+        rollover=_read_policy(message.rollover) if message.HasField("rollover") else None,
+        next_rollover_at=_time(
+            message.next_rollover_at, given=message.HasField("next_rollover_at")
+        ),
     )
 
 
 def read_version(message: keys_pb2.KeyVersion) -> KeyVersion:
     """Return the proto's key version as a value."""
+    has = message.HasField
     return KeyVersion(
         number=message.number,
         id=message.id.hex(),
         state=_state(message.state),
-        created_at=_time(message.created_at, given=message.HasField("created_at")),
-        activated_at=_time(message.activated_at, given=message.HasField("activated_at")),
-        archived_at=_time(message.archived_at, given=message.HasField("archived_at")),
+        created_at=_time(message.created_at, given=has("created_at")),
+        activated_at=_time(message.activated_at, given=has("activated_at")),
+        archived_at=_time(message.archived_at, given=has("archived_at")),
+        made_by_uid=message.made_by_uid if has("made_by_uid") else None,
+        disabled_at=_time(message.disabled_at, given=has("disabled_at")),
+        disabled_by_uid=message.disabled_by_uid if has("disabled_by_uid") else None,
+        destroy_requested_at=_time(message.destroy_requested_at, given=has("destroy_requested_at")),
+        destroy_requested_by_uid=(
+            message.destroy_requested_by_uid if has("destroy_requested_by_uid") else None
+        ),
+        destroy_in=_duration(message.destroy_in) if has("destroy_in") else None,
+        destroyed_at=_time(message.destroyed_at, given=has("destroyed_at")),
+        usage=_read_usage(message.usage) if has("usage") else None,
     )
 
 
 def read_rotation(message: keys_pb2.RotateKeyResponse) -> Rotation:
     """Return what the rollover did."""
     return Rotation(
-        read_key(message.key), read_version(message.version), read_version(message.previous)
+        read_key(message.key),
+        read_version(message.version),
+        read_version(message.previous),
+        _read_processes(message.unacknowledged),
     )
+
+
+def read_change(message: ChangeMessage) -> VersionChange:
+    """Return what a change of one version did."""
+    return VersionChange(read_version(message.version), _read_processes(message.unacknowledged))
+
+
+def read_cancellation(message: keys_pb2.CancelDestroyVersionResponse) -> VersionChange:
+    """Return what calling a destruction off did."""
+    return VersionChange(read_version(message.version))
 
 
 def read_status(message: status_pb2.GetStatusResponse) -> Status:
@@ -144,6 +224,31 @@ def read_status(message: status_pb2.GetStatusResponse) -> Status:
         ),
         you=_read_caller(message.you) if message.HasField("you") else None,
         keys=tuple(KeyStatus(key.name, key.current_version, key.ready) for key in message.keys),
+    )
+
+
+def _read_policy(message: keys_pb2.RolloverPolicy) -> RolloverPolicy:
+    return RolloverPolicy(
+        rotate_every=_duration(message.rotate_every),
+        rotate_after_messages=message.rotate_after_messages or None,
+        rotate_after_bytes=message.rotate_after_bytes or None,
+        propagation=_duration(message.propagation),
+    )
+
+
+def _read_usage(message: keys_pb2.VersionUsage) -> VersionUsage:
+    return VersionUsage(
+        last_sealed_at=_time(message.last_sealed_at, given=message.HasField("last_sealed_at")),
+        last_opened_at=_time(message.last_opened_at, given=message.HasField("last_opened_at")),
+        messages=message.messages,
+        plaintext_bytes=message.plaintext_bytes,
+    )
+
+
+def _read_processes(messages: Iterable[keys_pb2.SidecarProcess]) -> tuple[SidecarProcess, ...]:
+    return tuple(
+        SidecarProcess(one.host, one.pid, _time(one.seen_at, given=one.HasField("seen_at")))
+        for one in messages
     )
 
 
@@ -179,6 +284,18 @@ def _time(message: Timestamp, *, given: bool) -> datetime | None:
         return message.ToDatetime(tzinfo=UTC) if given else None
     except (ValueError, OverflowError):
         return None
+
+
+def _duration(message: Duration) -> timedelta:
+    try:
+        return message.ToTimedelta()
+    except (ValueError, OverflowError):
+        return timedelta.max
+
+
+def _check_number(field: str, number: int) -> None:
+    if not isinstance(number, int) or not 1 <= number <= _MAX_VERSION:
+        raise InvalidArgument(f"{field} is a version's number, 1 or more")
 
 
 def _as_bytes(field: str, value: bytes | bytearray | memoryview) -> bytes:

@@ -20,11 +20,13 @@ from keyside.errors import (
     InvalidArgument,
     KeysideError,
     LimitExceeded,
+    NoSuchVersion,
     NotIdentified,
     NotPermitted,
     Unavailable,
     UnexpectedAnswer,
     VersionUnusable,
+    WrongVersionState,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ _BY_REASON: Final[dict[str, type[KeysideError]]] = {
     "ENVELOPE_REJECTED": EnvelopeRejected,
     "VERSION_DISABLED": VersionUnusable,
     "VERSION_DESTROYED": VersionUnusable,
+    "VERSION_NOT_FOUND": NoSuchVersion,
+    "VERSION_IN_USE": WrongVersionState,
+    "VERSION_STATE": WrongVersionState,
     "ROTATION_CONFLICT": Conflict,
 }
 _NOT_LISTENING: Final = "Connection refused"

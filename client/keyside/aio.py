@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING
 
-from keyside import _fork
-from keyside._attempts import DEFAULT_TIMEOUT_S, Attempts, check_timeout, closed_error
-from keyside.address import choose_socket
-from keyside.errors import ClosedClient, KeysideError, Unavailable
-from keyside.socket_check import ExpectedOwner, check_socket, is_unchanged
+from keyside._async_connection import AsyncConnection
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
-    from keyside._channel import AsyncLink
-    from keyside.facts import Key, KeyVersion, Rotation, Status
+    from keyside.facts import Key, KeyVersion, Rotation, Status, VersionChange
     from keyside.v1 import keys_pb2
 
-_Answer = TypeVar("_Answer")
 
-
-class AsyncClient:
+class AsyncClient(AsyncConnection):
     """Calls the sidecar on this host, from one event loop.
 
     Guarantees and arguments are those of ``keyside.Client``; methods, arguments and errors are the
@@ -43,42 +34,6 @@ class AsyncClient:
     Raises:
         InvalidArgument: ``socket`` or ``timeout_s`` is not valid.
     """
-
-    def __init__(
-        self,
-        socket: str | os.PathLike[str] | None = None,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        expected_owner: int | str | None = None,
-        retry: bool = True,
-    ) -> None:
-        self._socket = choose_socket(socket)
-        self._timeout_s = check_timeout(timeout_s)
-        self._owner = ExpectedOwner(expected_owner)
-        self._retry = retry
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._link: AsyncLink | None = None
-        self._replaced: list[AsyncLink] = []
-        self._suspect = False
-        self._closed = False
-
-    def __repr__(self) -> str:
-        return f"<keyside.AsyncClient unix:{self._socket}>"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connection; calls under way in other tasks raise ``ClosedClient``."""
-        self._closed = True
-        links = [*self._replaced, self._link] if self._link else []
-        for link in links:
-            if link.generation == _fork.generation():
-                await link.channel.close()
-                _fork.note_closed(link.channel)
 
     async def encrypt(
         self,
@@ -170,6 +125,37 @@ class AsyncClient:
         )
         return answer.envelope
 
+    async def reencrypt(
+        self,
+        envelope: bytes | bytearray | memoryview,
+        context: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Seal an envelope's plaintext anew: under the current version and a fresh data key.
+
+        This is what helps after a version has leaked. The plaintext does not leave the sidecar.
+        Needs the permissions to decrypt and to encrypt.
+
+        Args:
+            envelope: A whole envelope; its plaintext is at most what ``encrypt`` accepts.
+            context: The pairs given to ``encrypt``; the new envelope is bound to the same.
+            timeout_s: For this call, instead of the client's.
+
+        Returns:
+            A new envelope of the same plaintext and context.
+
+        Raises:
+            KeysideError: As for ``decrypt``.
+        """
+        from keyside._messages import reencrypt_request
+
+        request = reencrypt_request(envelope, context)
+        answer = await self._call(
+            lambda link, limit_s: link.encryption.Reencrypt(request, timeout=limit_s), timeout_s
+        )
+        return answer.envelope
+
     async def list_keys(self, *, timeout_s: float | None = None) -> list[Key]:
         """Return the keys that this caller may see, by name.
 
@@ -227,7 +213,12 @@ class AsyncClient:
         return iterate()
 
     async def rotate_key(
-        self, name: str, expected_current: int | None = None, *, timeout_s: float | None = None
+        self,
+        name: str,
+        expected_current: int | None = None,
+        *,
+        compromised: bool = False,
+        timeout_s: float | None = None,
     ) -> Rotation:
         """Make a new current version and archive its predecessor. For operators.
 
@@ -235,6 +226,8 @@ class AsyncClient:
             name: The key's name.
             expected_current: Rotate only if this is the current version's number. With it the call
                 is repeated while the sidecar is unavailable; without it, never.
+            compromised: The current version may have leaked: it is disabled everywhere, and so is
+                a successor that was made already; a fresh version becomes current.
             timeout_s: For this call, instead of the client's.
 
         Raises:
@@ -244,12 +237,133 @@ class AsyncClient:
         """
         from keyside._messages import read_rotation, rotate_request
 
-        request = rotate_request(name, expected_current)
+        request = rotate_request(name, expected_current, compromised=compromised)
         return read_rotation(
             await self._call(
                 lambda link, limit_s: link.keys.RotateKey(request, timeout=limit_s),
                 timeout_s,
                 repeatable=expected_current is not None,
+            )
+        )
+
+    async def disable_version(
+        self, name: str, number: int, *, timeout_s: float | None = None
+    ) -> VersionChange:
+        """Refuse a version everywhere, until it is enabled again. For operators.
+
+        What is sealed under it does not open until then. Repeating this changes nothing, so the
+        call is made again while the sidecar is unavailable.
+
+        Args:
+            name: The key's name.
+            number: The version's number.
+            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
+                for the others' acknowledgements.
+
+        Raises:
+            WrongVersionState: It is the current version, or destroyed.
+            NoSuchVersion: The key has no version of that number.
+            NotPermitted: The caller is no operator, or there is no such key.
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._messages import read_change, version_request
+        from keyside.v1 import keys_pb2
+
+        request = version_request(keys_pb2.DisableVersionRequest, name, number)
+        return read_change(
+            await self._call(
+                lambda link, limit_s: link.keys.DisableVersion(request, timeout=limit_s), timeout_s
+            )
+        )
+
+    async def enable_version(
+        self, name: str, number: int, *, timeout_s: float | None = None
+    ) -> VersionChange:
+        """Let a disabled version decrypt again; it never encrypts again. For operators.
+
+        Repeating this changes nothing, so the call is made again while the sidecar is unavailable.
+
+        Args:
+            name: The key's name.
+            number: The version's number.
+            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
+                for the others' acknowledgements.
+
+        Raises:
+            WrongVersionState: It is destroyed, or its destruction is scheduled.
+            NoSuchVersion: The key has no version of that number.
+            NotPermitted: The caller is no operator, or there is no such key.
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._messages import read_change, version_request
+        from keyside.v1 import keys_pb2
+
+        request = version_request(keys_pb2.EnableVersionRequest, name, number)
+        return read_change(
+            await self._call(
+                lambda link, limit_s: link.keys.EnableVersion(request, timeout=limit_s), timeout_s
+            )
+        )
+
+    async def destroy_version(
+        self, name: str, number: int, *, timeout_s: float | None = None
+    ) -> VersionChange:
+        """Disable a version now and schedule its destruction. For operators.
+
+        What was sealed under it is lost for ever once the sidecars have run for
+        ``version.destroy_in``; until then ``cancel_destroy_version`` calls it off. Repeating this
+        changes nothing, so the call is made again while the sidecar is unavailable.
+
+        Args:
+            name: The key's name.
+            number: The version's number.
+            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
+                for the others' acknowledgements.
+
+        Raises:
+            WrongVersionState: It is the current version, or destroyed.
+            NoSuchVersion: The key has no version of that number.
+            NotPermitted: The caller is no operator, or there is no such key.
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._messages import read_change, version_request
+        from keyside.v1 import keys_pb2
+
+        request = version_request(keys_pb2.DestroyVersionRequest, name, number)
+        return read_change(
+            await self._call(
+                lambda link, limit_s: link.keys.DestroyVersion(request, timeout=limit_s), timeout_s
+            )
+        )
+
+    async def cancel_destroy_version(
+        self, name: str, number: int, *, timeout_s: float | None = None
+    ) -> VersionChange:
+        """Call a scheduled destruction off; the version stays disabled. For operators.
+
+        Never made again by itself: a second call would find nothing scheduled.
+
+        Args:
+            name: The key's name.
+            number: The version's number.
+            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
+                for the others' acknowledgements.
+
+        Raises:
+            WrongVersionState: Nothing is scheduled, or it is destroyed.
+            NoSuchVersion: The key has no version of that number.
+            NotPermitted: The caller is no operator, or there is no such key.
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._messages import read_cancellation, version_request
+        from keyside.v1 import keys_pb2
+
+        request = version_request(keys_pb2.CancelDestroyVersionRequest, name, number)
+        return read_cancellation(
+            await self._call(
+                lambda link, limit_s: link.keys.CancelDestroyVersion(request, timeout=limit_s),
+                timeout_s,
+                repeatable=False,
             )
         )
 
@@ -275,83 +389,3 @@ class AsyncClient:
         return await self._call(
             lambda link, limit_s: link.keys.GetKey(request, timeout=limit_s), timeout_s
         )
-
-    async def _call(
-        self,
-        call: Callable[[AsyncLink, float], Awaitable[_Answer]],
-        timeout_s: float | None,
-        *,
-        repeatable: bool = True,
-    ) -> _Answer:
-        limit_s = self._timeout_s if timeout_s is None else check_timeout(timeout_s)
-        attempts = Attempts(limit_s, repeatable=repeatable and self._retry)
-        while True:
-            answer = await self._attempt(call, attempts)
-            if not isinstance(answer, KeysideError):
-                return answer
-            await asyncio.sleep(attempts.pause_or_raise(answer))
-
-    async def _attempt(
-        self, call: Callable[[AsyncLink, float], Awaitable[_Answer]], attempts: Attempts
-    ) -> _Answer | KeysideError:
-        """Return the answer or what went wrong; see ``Client._attempt``."""
-        _fork.check_usable()
-        self._bind_loop()
-        try:
-            link = await self._open()
-        except Unavailable as error:
-            return error
-        import grpc.aio
-
-        from keyside._translate import translate_status
-
-        try:
-            return await call(link, attempts.remaining_s())
-        except grpc.aio.AioRpcError as error:
-            if self._closed:
-                return closed_error()
-            problem = translate_status(
-                error.code().name, error.details() or "", error.trailing_metadata(), self._socket
-            )
-            self._suspect = self._suspect or isinstance(problem, Unavailable)
-            return problem
-        except (asyncio.CancelledError, grpc.aio.UsageError):
-            # grpc.aio cancels the awaiting tasks of a channel that is closed; a task that somebody
-            # else cancelled stays cancelled.
-            task = asyncio.current_task()
-            if self._closed and not (task and task.cancelling()):
-                return closed_error()
-            raise
-
-    def _bind_loop(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop = loop
-        elif self._loop is not loop:
-            raise ClosedClient(
-                "this client belongs to another event loop",
-                reason="OTHER_LOOP",
-                remedy="make one AsyncClient per event loop",
-            )
-
-    async def _open(self) -> AsyncLink:
-        if self._closed:
-            raise closed_error()
-        link = self._link
-        if link is not None and not self._suspect and is_unchanged(link.trusted):
-            return link
-        trusted = await asyncio.to_thread(check_socket, self._socket, self._owner)
-        from keyside import _channel
-
-        if self._closed:
-            raise closed_error()
-        link = self._link
-        if link is not None and link.trusted.path == trusted.path:
-            link = link.with_trusted(trusted)
-        else:
-            if link is not None:
-                self._replaced.append(link)  # other tasks' calls may be under way on it
-            link = _channel.open_async_link(trusted)
-        self._link = link
-        self._suspect = False
-        return link

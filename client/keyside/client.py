@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING
 
-from keyside import _fork
-from keyside._attempts import DEFAULT_TIMEOUT_S, Attempts, check_timeout, closed_error
-from keyside.address import choose_socket
-from keyside.errors import KeysideError, Unavailable
-from keyside.socket_check import ExpectedOwner, check_socket, is_unchanged
+from keyside._connection import Connection
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
-    from keyside._channel import Link
-    from keyside.facts import Key, KeyVersion, Rotation, Status
+    from keyside.facts import Key, KeyVersion, Rotation, Status, VersionChange
     from keyside.v1 import keys_pb2
 
-_Answer = TypeVar("_Answer")
 
-
-class Client:
+class Client(Connection):
     """Calls the sidecar on this host.
 
     Guarantees: nothing is sent before the socket was found to belong to whom it should
@@ -51,39 +42,6 @@ class Client:
     Raises:
         InvalidArgument: ``socket`` or ``timeout_s`` is not valid.
     """
-
-    def __init__(
-        self,
-        socket: str | os.PathLike[str] | None = None,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        expected_owner: int | str | None = None,
-        retry: bool = True,
-    ) -> None:
-        self._socket = choose_socket(socket)
-        self._timeout_s = check_timeout(timeout_s)
-        self._owner = ExpectedOwner(expected_owner)
-        self._retry = retry
-        self._link: Link | None = None
-        self._suspect = False
-        self._closed = False
-
-    def __repr__(self) -> str:
-        return f"<keyside.Client unix:{self._socket}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection; calls under way in other threads raise ``ClosedClient``."""
-        self._closed = True
-        link = self._link
-        if link is not None and link.generation == _fork.generation():
-            with _fork.calling():
-                link.channel.close()
 
     def encrypt(
         self,
@@ -172,6 +130,36 @@ class Client:
             lambda link, limit_s: link.encryption.Rewrap(request, timeout=limit_s), timeout_s
         ).envelope
 
+    def reencrypt(
+        self,
+        envelope: bytes | bytearray | memoryview,
+        context: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Seal an envelope's plaintext anew: under the current version and a fresh data key.
+
+        This is what helps after a version has leaked. The plaintext does not leave the sidecar.
+        Needs the permissions to decrypt and to encrypt.
+
+        Args:
+            envelope: A whole envelope; its plaintext is at most what ``encrypt`` accepts.
+            context: The pairs given to ``encrypt``; the new envelope is bound to the same.
+            timeout_s: For this call, instead of the client's.
+
+        Returns:
+            A new envelope of the same plaintext and context.
+
+        Raises:
+            KeysideError: As for ``decrypt``.
+        """
+        from keyside._messages import reencrypt_request
+
+        request = reencrypt_request(envelope, context)
+        return self._call(
+            lambda link, limit_s: link.encryption.Reencrypt(request, timeout=limit_s), timeout_s
+        ).envelope
+
     def list_keys(self, *, timeout_s: float | None = None) -> list[Key]:
         """Return the keys that this caller may see, by name.
 
@@ -226,7 +214,12 @@ class Client:
         return iterate()
 
     def rotate_key(
-        self, name: str, expected_current: int | None = None, *, timeout_s: float | None = None
+        self,
+        name: str,
+        expected_current: int | None = None,
+        *,
+        compromised: bool = False,
+        timeout_s: float | None = None,
     ) -> Rotation:
         """Make a new current version and archive its predecessor. For operators.
 
@@ -234,6 +227,8 @@ class Client:
             name: The key's name.
             expected_current: Rotate only if this is the current version's number. With it the call
                 is repeated while the sidecar is unavailable; without it, never.
+            compromised: The current version may have leaked: it is disabled everywhere, and so is
+                a successor that was made already; a fresh version becomes current.
             timeout_s: For this call, instead of the client's.
 
         Raises:
@@ -243,12 +238,133 @@ class Client:
         """
         from keyside._messages import read_rotation, rotate_request
 
-        request = rotate_request(name, expected_current)
+        request = rotate_request(name, expected_current, compromised=compromised)
         return read_rotation(
             self._call(
                 lambda link, limit_s: link.keys.RotateKey(request, timeout=limit_s),
                 timeout_s,
                 repeatable=expected_current is not None,
+            )
+        )
+
+    def disable_version(
+        self, name: str, number: int, *, timeout_s: float | None = None
+    ) -> VersionChange:
+        """Refuse a version everywhere, until it is enabled again. For operators.
+
+        What is sealed under it does not open until then. Repeating this changes nothing, so the
+        call is made again while the sidecar is unavailable.
+
+        Args:
+            name: The key's name.
+            number: The version's number.
+            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
+                for the others' acknowledgements.
+
+        Raises:
+            WrongVersionState: It is the current version, or destroyed.
+            NoSuchVersion: The key has no version of that number.
+            NotPermitted: The caller is no operator, or there is no such key.
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._messages import read_change, version_request
+        from keyside.v1 import keys_pb2
+
+        request = version_request(keys_pb2.DisableVersionRequest, name, number)
+        return read_change(
+            self._call(
+                lambda link, limit_s: link.keys.DisableVersion(request, timeout=limit_s), timeout_s
+            )
+        )
+
+    def enable_version(
+        self, name: str, number: int, *, timeout_s: float | None = None
+    ) -> VersionChange:
+        """Let a disabled version decrypt again; it never encrypts again. For operators.
+
+        Repeating this changes nothing, so the call is made again while the sidecar is unavailable.
+
+        Args:
+            name: The key's name.
+            number: The version's number.
+            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
+                for the others' acknowledgements.
+
+        Raises:
+            WrongVersionState: It is destroyed, or its destruction is scheduled.
+            NoSuchVersion: The key has no version of that number.
+            NotPermitted: The caller is no operator, or there is no such key.
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._messages import read_change, version_request
+        from keyside.v1 import keys_pb2
+
+        request = version_request(keys_pb2.EnableVersionRequest, name, number)
+        return read_change(
+            self._call(
+                lambda link, limit_s: link.keys.EnableVersion(request, timeout=limit_s), timeout_s
+            )
+        )
+
+    def destroy_version(
+        self, name: str, number: int, *, timeout_s: float | None = None
+    ) -> VersionChange:
+        """Disable a version now and schedule its destruction. For operators.
+
+        What was sealed under it is lost for ever once the sidecars have run for
+        ``version.destroy_in``; until then ``cancel_destroy_version`` calls it off. Repeating this
+        changes nothing, so the call is made again while the sidecar is unavailable.
+
+        Args:
+            name: The key's name.
+            number: The version's number.
+            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
+                for the others' acknowledgements.
+
+        Raises:
+            WrongVersionState: It is the current version, or destroyed.
+            NoSuchVersion: The key has no version of that number.
+            NotPermitted: The caller is no operator, or there is no such key.
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._messages import read_change, version_request
+        from keyside.v1 import keys_pb2
+
+        request = version_request(keys_pb2.DestroyVersionRequest, name, number)
+        return read_change(
+            self._call(
+                lambda link, limit_s: link.keys.DestroyVersion(request, timeout=limit_s), timeout_s
+            )
+        )
+
+    def cancel_destroy_version(
+        self, name: str, number: int, *, timeout_s: float | None = None
+    ) -> VersionChange:
+        """Call a scheduled destruction off; the version stays disabled. For operators.
+
+        Never made again by itself: a second call would find nothing scheduled.
+
+        Args:
+            name: The key's name.
+            number: The version's number.
+            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
+                for the others' acknowledgements.
+
+        Raises:
+            WrongVersionState: Nothing is scheduled, or it is destroyed.
+            NoSuchVersion: The key has no version of that number.
+            NotPermitted: The caller is no operator, or there is no such key.
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._messages import read_cancellation, version_request
+        from keyside.v1 import keys_pb2
+
+        request = version_request(keys_pb2.CancelDestroyVersionRequest, name, number)
+        return read_cancellation(
+            self._call(
+                lambda link, limit_s: link.keys.CancelDestroyVersion(request, timeout=limit_s),
+                timeout_s,
+                repeatable=False,
             )
         )
 
@@ -274,84 +390,3 @@ class Client:
         return self._call(
             lambda link, limit_s: link.keys.GetKey(request, timeout=limit_s), timeout_s
         )
-
-    def _call(
-        self,
-        call: Callable[[Link, float], _Answer],
-        timeout_s: float | None,
-        *,
-        repeatable: bool = True,
-    ) -> _Answer:
-        limit_s = self._timeout_s if timeout_s is None else check_timeout(timeout_s)
-        attempts = Attempts(limit_s, repeatable=repeatable and self._retry)
-        while True:
-            answer = self._attempt(call, attempts)
-            if not isinstance(answer, KeysideError):
-                return answer
-            time.sleep(attempts.pause_or_raise(answer))
-
-    def _attempt(
-        self, call: Callable[[Link, float], _Answer], attempts: Attempts
-    ) -> _Answer | KeysideError:
-        """Return the answer or what went wrong.
-
-        ``_call`` raises it, outside this ``except``: so no gRPC error hangs on to it as context.
-        """
-        _fork.check_usable()
-        try:
-            link = self._open()
-        except Unavailable as error:
-            return error
-        import grpc
-
-        from keyside._translate import translate_status
-
-        try:
-            with _fork.calling():
-                return call(link, attempts.remaining_s())
-        except grpc.RpcError as error:
-            if self._closed:
-                return closed_error()
-            if not isinstance(error, grpc.Call):
-                raise
-            code, text, metadata = error.code(), error.details(), error.trailing_metadata()
-            problem = translate_status(code.name, text or "", metadata or (), self._socket)
-            self._suspect = self._suspect or isinstance(problem, Unavailable)
-            return problem
-        except ValueError:  # gRPC's word for a closed channel
-            if self._closed:
-                return closed_error()
-            raise
-
-    def _open(self) -> Link:
-        if self._closed:
-            raise closed_error()
-        link = self._link
-        if (
-            link is not None
-            and not self._suspect
-            and link.generation == _fork.generation()
-            and is_unchanged(link.trusted)
-        ):
-            return link
-        with _fork.opening():
-            return self._check_and_open()
-
-    def _check_and_open(self) -> Link:
-        trusted = check_socket(self._socket, self._owner)
-        with _fork.calling():
-            from keyside import _channel
-
-            if self._closed:
-                raise closed_error()
-            link = self._link
-            if link is not None and link.generation != _fork.generation():
-                _fork.keep_inherited(link)
-                link = None
-            if link is not None and link.trusted.path == trusted.path:
-                link = link.with_trusted(trusted)
-            else:
-                link = _channel.open_link(trusted)
-            self._link = link
-            self._suspect = False
-            return link

@@ -6,6 +6,8 @@ KeysideError
 ├── NotPermitted              policy refuses, or the key does not exist (they look alike)
 │   └── NotIdentified         the sidecar could not establish who is calling
 ├── VersionUnusable           the envelope's key version is disabled or destroyed
+├── NoSuchVersion             the key has no version of that number
+├── WrongVersionState         the version's state does not allow this change, or it is in use
 ├── Conflict                  someone else changed the key first
 ├── LimitExceeded             too many calls or too large a message
 ├── Unavailable               the sidecar, its store or the name service is away; may be retried
@@ -100,6 +102,24 @@ class VersionUnusable(KeysideError):
 
     code = "FAILED_PRECONDITION"
     reason = "VERSION_DISABLED"
+
+
+class NoSuchVersion(KeysideError):
+    """The key has no version of that number."""
+
+    code = "NOT_FOUND"
+    reason = "VERSION_NOT_FOUND"
+
+
+class WrongVersionState(KeysideError):
+    """The version is in a state that does not allow this change; the message names it.
+
+    ``reason`` is ``VERSION_IN_USE`` for the current version (roll the key over first), and
+    ``VERSION_STATE`` for anything else.
+    """
+
+    code = "FAILED_PRECONDITION"
+    reason = "VERSION_STATE"
 
 
 class Conflict(KeysideError):

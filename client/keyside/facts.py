@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
 
 class KeyVersionState(enum.Enum):
@@ -28,6 +28,23 @@ class KeyVersionState(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class VersionUsage:
+    """How much a version was used; the last minute may be missing.
+
+    Args:
+        last_sealed_at: When something was last sealed under it, in UTC; ``None`` for never.
+        last_opened_at: When something was last opened under it; ``None`` for never.
+        messages: Envelopes sealed under it, at most.
+        plaintext_bytes: Bytes of plaintext sealed under it, at most.
+    """
+
+    last_sealed_at: datetime | None
+    last_opened_at: datetime | None
+    messages: int
+    plaintext_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class KeyVersion:
     """One version of a key.
 
@@ -38,6 +55,16 @@ class KeyVersion:
         created_at: When it was made, in UTC.
         activated_at: When it became current; ``None`` if it never was.
         archived_at: When it was archived; ``None`` if it was not.
+        made_by_uid: Who made it; ``None`` where the sidecars did so by themselves.
+        disabled_at: When it was disabled; ``None`` while it is not.
+        disabled_by_uid: By whom.
+        destroy_requested_at: When its destruction was asked for; ``None`` where it was not.
+        destroy_requested_by_uid: By whom.
+        destroy_in: While its destruction is scheduled: how long the sidecars must still run
+            before it. Time in which none of them runs does not count.
+        destroyed_at: When its material was destroyed.
+        usage: How much it was used; ``None`` where the sidecar does not say, as in its answers to
+            changes.
     """
 
     number: int
@@ -46,6 +73,31 @@ class KeyVersion:
     created_at: datetime | None
     activated_at: datetime | None
     archived_at: datetime | None
+    made_by_uid: int | None = None
+    disabled_at: datetime | None = None
+    disabled_by_uid: int | None = None
+    destroy_requested_at: datetime | None = None
+    destroy_requested_by_uid: int | None = None
+    destroy_in: timedelta | None = None
+    destroyed_at: datetime | None = None
+    usage: VersionUsage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RolloverPolicy:
+    """When a key rolls over by itself: at whichever is reached first.
+
+    Args:
+        rotate_every: How long a version stays current.
+        rotate_after_messages: How many envelopes are sealed under it; ``None`` for any number.
+        rotate_after_bytes: How many bytes of plaintext are; ``None`` for any number.
+        propagation: How long a successor exists before it becomes current.
+    """
+
+    rotate_every: timedelta
+    rotate_after_messages: int | None
+    rotate_after_bytes: int | None
+    propagation: timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +111,10 @@ class Key:
         created_at: When the key was made, in UTC.
         rotated_at: When the current version became current.
         suite: What seals fresh data, such as ``"AES-256-GCM"``.
+        pending_version: The number of the version that will be current next, where it has been
+            made already; else ``None``.
+        rollover: When it rolls over by itself; ``None`` where the sidecar does not say.
+        next_rollover_at: When its age will roll it over, unless it is used up earlier.
     """
 
     name: str
@@ -67,15 +123,55 @@ class Key:
     created_at: datetime | None
     rotated_at: datetime | None
     suite: str
+    pending_version: int | None = None
+    rollover: RolloverPolicy | None = None
+    next_rollover_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarProcess:
+    """A process of some sidecar on the same store.
+
+    Args:
+        host: The host's name.
+        pid: Its process id there.
+        seen_at: When it last wrote to the store, by the store's clock.
+    """
+
+    host: str
+    pid: int
+    seen_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """What a rollover did: the key now, the version that was made, the one now archived."""
+    """What a rollover did.
+
+    Args:
+        key: The key now.
+        version: The version that is current now.
+        previous: The one that was: archived, or disabled where it was compromised.
+        unacknowledged: With ``compromised``: processes that may still use what was disabled.
+    """
 
     key: Key
     version: KeyVersion
     previous: KeyVersion
+    unacknowledged: tuple[SidecarProcess, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VersionChange:
+    """What a change of one version did.
+
+    Args:
+        version: The version now.
+        unacknowledged: Processes that have not acknowledged the change: cut off from the store and
+            serving as before, or ended without a word.
+    """
+
+    version: KeyVersion
+    unacknowledged: tuple[SidecarProcess, ...] = ()
 
 
 class Serving(enum.Enum):

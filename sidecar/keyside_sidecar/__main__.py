@@ -1,7 +1,7 @@
 """``keysided``: the daemon and its administrative commands.
 
-Exit codes follow sysexits(3): 0 done, 64 usage, 69 unavailable, 70 internal, 73 can't create,
-77 not permitted, 78 configuration.
+Exit codes follow sysexits(3): 0 done, 64 usage, 65 bad data, 66 no input, 69 unavailable,
+70 internal, 73 can't create, 75 try again, 77 not permitted, 78 configuration.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from keyside_sidecar.errors import (
 
 _DEFAULT_CONFIG: Final = Path("/etc/keyside/keyside.toml")
 # What the extra [sidecar] brings; the client alone does without.
-_SIDECAR_MODULES: Final = ("uvloop", "sqlalchemy", "alembic", "grpc_health", "grpc_reflection")
+_SIDECAR_MODULES: Final = (
+    "uvloop",
+    "sqlalchemy",
+    "alembic",
+    "psycopg",
+    "grpc_health",
+    "grpc_reflection",
+)
 _EX_USAGE: Final = 64
 _EX_UNAVAILABLE: Final = 69
 _EX_CONFIG: Final = 78
@@ -54,13 +61,83 @@ def cli(context: click.Context, config_path: Path) -> None:
     context.obj = config_path
 
 
+_store_url = click.option(
+    "--store-url",
+    metavar="URL",
+    help="PostgreSQL only: the configured database, by the role that owns its tables. "
+    "A password belongs into a passfile.",
+)
+
+
 @cli.command()
+@_store_url
 @click.pass_obj
-def init(config_path: Path) -> int:
+def init(config_path: Path, store_url: str | None) -> int:
     """Make the root key and the store; refuse to overwrite either."""
     from keyside_sidecar.commands.init import run_init
 
-    return run_init(config_path)
+    return run_init(config_path, store_url)
+
+
+@cli.command()
+@_store_url
+@click.pass_obj
+def migrate(config_path: Path, store_url: str | None) -> int:
+    """Bring the store's schema to this program's, in one transaction."""
+    from keyside_sidecar.commands.migrate import run_migrate
+
+    return run_migrate(config_path, store_url)
+
+
+@cli.command()
+@click.argument("file")
+@click.pass_obj
+def backup(config_path: Path, file: str) -> int:
+    """Write the whole store to FILE, which must not exist, or to standard output (-).
+
+    The store may be in use. The backup is of one moment, and of no use without the root key.
+    """
+    from keyside_sidecar.commands.backup import run_backup
+
+    return run_backup(config_path, file)
+
+
+@cli.command()
+@_store_url
+@click.argument("file")
+@click.pass_obj
+def restore(config_path: Path, file: str, store_url: str | None) -> int:
+    """Make a store from the backup in FILE, or on standard input (-), where there is no store.
+
+    Stop the sidecars first. Everything is verified before anything is written.
+    """
+    from keyside_sidecar.commands.restore import run_restore
+
+    return run_restore(config_path, file, store_url)
+
+
+@cli.group()
+def root() -> None:
+    """The root key: see it, replace it."""
+
+
+@root.command("rotate")
+@click.pass_obj
+def root_rotate(config_path: Path) -> int:
+    """Move the store to a new root key while it is served; if interrupted, run it again."""
+    from keyside_sidecar.commands.root import run_root_rotate
+
+    return run_root_rotate(config_path)
+
+
+@root.command("show")
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+@click.pass_obj
+def root_show(config_path: Path, *, as_json: bool) -> int:
+    """Show the root keys in their files, and which of them the store belongs to."""
+    from keyside_sidecar.commands.root import run_root_show
+
+    return run_root_show(config_path, as_json=as_json)
 
 
 @cli.command()

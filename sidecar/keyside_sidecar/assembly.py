@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from keyside.names import KeyName
 from keyside_sidecar.clock import SystemClock
 from keyside_sidecar.custody import open_custodian
-from keyside_sidecar.keys import Keyring
+from keyside_sidecar.keys import Keyring, KeyRules, RolloverPolicy
 from keyside_sidecar.peer.accounts import NameService
 from keyside_sidecar.peer.identity import Identifier
 from keyside_sidecar.peer.membership import Membership
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from keyside_sidecar.config import KeySettings
     from keyside_sidecar.peer.connection import Connection
     from keyside_sidecar.serving import ServingBoard
     from keyside_sidecar.worker import WorkerSettings
@@ -51,6 +52,7 @@ class Parts:
             Store.open(config.store.url, custodian),
             [KeyName(name) for name in config.keys],
             clock=clock,
+            rules={KeyName(name): _read_rules(key) for name, key in config.keys.items()},
         )
         self.membership = (
             Membership(
@@ -85,7 +87,7 @@ class Parts:
             directory,
             guard=guard,
             encryption=EncryptionServicer(config, self.keyring, clock),
-            keys=KeyServicer(config, policy, self.keyring),
+            keys=KeyServicer(config, policy, self.keyring, clock),
             status=StatusServicer(board, self.identifier, policy, self.keyring),
             health=HealthServicer(board),
         )
@@ -107,3 +109,13 @@ class Parts:
             buffer=self._buffer,
             on_closed=on_closed,
         )
+
+
+def _read_rules(key: KeySettings) -> KeyRules:
+    policy = RolloverPolicy(
+        rotate_every_s=key.rotate_every_s,
+        rotate_after_messages=key.rotate_after_messages,
+        rotate_after_bytes=key.rotate_after_bytes,
+        propagation_s=key.propagation_s,
+    )
+    return KeyRules(policy, key.destroy_after_s)

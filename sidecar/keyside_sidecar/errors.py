@@ -8,7 +8,10 @@ SidecarError
 │   ├── BadRequest            a field of a request is wrong; holds field and description
 │   ├── UnknownVersion        no such version of the key; becomes the uniform envelope error
 │   ├── VersionDisabled       disabled or destroyed; holds key, number, state
-│   └── RotationConflict      the current version is no longer the expected one
+│   ├── RotationConflict      the current version is no longer the expected one
+│   ├── NoSuchVersion         an operator named a version that the key does not have
+│   ├── VersionInUse          an operator would take away the version that encrypts
+│   └── WrongState            the version's state does not allow what an operator asks
 ├── StoreError
 │   ├── StoreUnavailable      the database can't be reached or is locked for too long
 │   ├── StoreTampered         a row's MAC or the store's digest does not fit (I6)
@@ -123,6 +126,43 @@ class RotationConflict(RequestError):
         self.key = key
         self.expected = expected
         self.current = current
+
+
+class NoSuchVersion(RequestError):
+    """The key has no version of that number."""
+
+    def __init__(self, key: str, number: int) -> None:
+        super().__init__(f"{key} has no version {number}")
+        self.key = key
+        self.number = number
+
+
+class VersionInUse(RequestError):
+    """The version is the key's current one."""
+
+    def __init__(self, key: str, number: int) -> None:
+        super().__init__(f"version {number} of {key} is the current one")
+        self.key = key
+        self.number = number
+
+
+class WrongState(RequestError):
+    """The version is in a state that does not allow what is asked.
+
+    Args:
+        key: The key's name.
+        number: The version's number.
+        state: Its state.
+        problem: What is in the way, to follow "version 3 of KEY ".
+        remedy: What to do about it.
+    """
+
+    def __init__(self, key: str, number: int, state: str, problem: str, remedy: str = "") -> None:
+        super().__init__(f"version {number} of {key} {problem}")
+        self.key = key
+        self.number = number
+        self.state = state
+        self.remedy = remedy
 
 
 class StoreError(SidecarError):

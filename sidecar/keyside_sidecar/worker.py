@@ -319,6 +319,14 @@ def _keyring_problems(keyring: Keyring, config: Config, board: ServingBoard) -> 
             is_alarm=problem.reason == "STORE_TAMPERED",
             summary_for_strangers="the key store can't be used or trusted",
         )
+    for notice in keyring.problems():
+        yield Problem(
+            notice.reason,
+            notice.summary,
+            notice.remedy,
+            notice.since,
+            summary_for_strangers=notice.strangers,
+        )
     if missing:
         yield Problem(
             "KEYS_NOT_READY",

@@ -1,5 +1,7 @@
 """``make bench``: unary calls through the whole sidecar beside bare gRPC servers, in one run.
 
+Then what an archive of versions costs (archive.py).
+
 All sit on Unix sockets and get the same load from h2load: 8 connections, 16 streams each. The
 contenders take turns within each round; the figures are medians over the rounds. Identity, policy
 and sealing are switched on. Machines are shared and noisy: read the ratios, not the figures.
@@ -17,10 +19,11 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
 
+import archive
 from support.sidecar import (
     IS_ROOT,
     PYTHON,
@@ -186,13 +189,13 @@ def measure(sidecar: Sidecar, directory: Path, rounds: int, calls: int) -> list[
             process.wait()
 
 
-def report(contenders: list[Contender], rounds: int) -> None:
-    """Print the table and write ``build/bench.json``."""
+def report(contenders: list[Contender], rounds: int) -> list[dict[str, Any]]:
+    """Print the table, and return its rows."""
     ours, *others = contenders
     rate = statistics.median(ours.rates)
     print(f"{'':26} {'calls/s':>10} {'CPU µs/call':>12} {'ratio':>7}")
     print(f"{ours.name:26} {rate:10,.0f} {statistics.median(ours.cpu_us):12.0f}")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for other in others:
         theirs = statistics.median(other.rates)
         # Round by round, so that a noisy moment hits both sides of a ratio.
@@ -213,8 +216,7 @@ def report(contenders: list[Contender], rounds: int) -> None:
                 "theirs_cpu_us": cpu,
             }
         )
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(rows, indent=2) + "\n")
+    return rows
 
 
 def main() -> None:
@@ -225,7 +227,9 @@ def main() -> None:
     calls = int(os.environ.get("BENCH_CALLS", "15000"))
     with running_sidecar() as sidecar, sidecar_directory() as directory:
         contenders = measure(sidecar, directory, rounds, calls)
-    report(contenders, rounds)
+    rows = report(contenders, rounds) + archive.run(rounds)
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -54,9 +54,14 @@ REFUSED_GROUPS = range(100_000, 100_000 + 8193)
 ENCRYPT = "/keyside.v1.EncryptionService/Encrypt"
 DECRYPT = "/keyside.v1.EncryptionService/Decrypt"
 REWRAP = "/keyside.v1.EncryptionService/Rewrap"
+REENCRYPT = "/keyside.v1.EncryptionService/Reencrypt"
 LIST_KEYS = "/keyside.v1.KeyService/ListKeys"
 GET_KEY = "/keyside.v1.KeyService/GetKey"
 ROTATE_KEY = "/keyside.v1.KeyService/RotateKey"
+DISABLE = "/keyside.v1.KeyService/DisableVersion"
+ENABLE = "/keyside.v1.KeyService/EnableVersion"
+DESTROY = "/keyside.v1.KeyService/DestroyVersion"
+CANCEL_DESTROY = "/keyside.v1.KeyService/CancelDestroyVersion"
 GET_STATUS = "/keyside.v1.StatusService/GetStatus"
 CHECK = "/grpc.health.v1.Health/Check"
 LIST = "/grpc.health.v1.Health/List"
@@ -65,39 +70,72 @@ REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 NO_SUCH_RPC = "/keyside.v1.KeyService/ExportKey"
 
 COLUMNS = (
-    *(ENCRYPT, DECRYPT, REWRAP, LIST_KEYS, GET_KEY, ROTATE_KEY),
-    *(GET_STATUS, CHECK, LIST, WATCH, REFLECT, NO_SUCH_RPC),
+    *(LIST_KEYS, GET_KEY, ROTATE_KEY, DISABLE, ENABLE, DESTROY, CANCEL_DESTROY),
+    *(ENCRYPT, DECRYPT, REWRAP, REENCRYPT, GET_STATUS, CHECK, LIST, WATCH, REFLECT, NO_SUCH_RPC),
+)
+OF_A_KEY = (
+    *(ENCRYPT, DECRYPT, REWRAP, REENCRYPT, GET_KEY),
+    *(ROTATE_KEY, DISABLE, DESTROY, CANCEL_DESTROY, ENABLE),
 )
 # "yes", or why not; "absent" is what gRPC says of a method that does not exist. The last column is
-# what GetStatus tells the caller about itself.
-TABLE = """
-                  Encr.  Decr.  Rewr.  List   Get    Rotate Status C.  L.  W.  Refl.  other  told
------------------ ------ ------ ------ ------ ------ ------ ------ --- --- --- ------ ------ ------
-allowed-service   yes    yes    yes    yes    yes    not-op yes    yes yes yes yes    absent -
-encrypt-only      yes    no     no     yes    yes    not-op yes    yes yes yes yes    absent -
-other-service     no     no     no     yes    no     not-op yes    yes yes yes yes    absent -
-stranger          no     no     no     no     no     no     yes    yes yes yes no     no     -
-root              no     no     no     no     no     no     yes    yes yes yes no     no     -
-operator          op     op     op     yes    yes    yes    yes    yes yes yes yes    absent -
-operator-service  op     op     op     yes    yes    yes    yes    yes yes yes yes    absent -
-auditor           no     no     no     yes    yes    not-op yes    yes yes yes yes    absent -
-auditor-service   yes    yes    yes    yes    yes    not-op yes    yes yes yes yes    absent -
-person-service    person person person person person person yes    yes yes yes person person person
-person-operator   op     op     op     yes    yes    yes    yes    yes yes yes yes    absent person
-person-auditor    person person person yes    yes    not-op yes    yes yes yes yes    absent person
-overflow-uid      o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  yes    yes yes yes o-uid  o-uid  o-uid
-overflow-gid      o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  yes    yes yes yes o-gid  o-gid  o-gid
-too-many-groups   unread unread unread unread unread unread yes    yes yes yes unread unread unread
-ended             ended  ended  ended  ended  ended  ended  yes    yes yes yes ended  ended  ended
-unknown-address   who    who    who    who    who    who    who    who who who who    absent -
-unknown-public    who    who    who    who    who    who    who    who who who who    who    -
-service-inside    yes    yes    yes    yes    yes    not-op yes    yes yes yes absent absent -
-unmapped-uid      o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  yes    yes yes yes o-uid  o-uid  o-uid
-unmapped-gid      o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  yes    yes yes yes o-gid  o-gid  o-gid
-session-id-alone  person person person person person person yes    yes yes yes person person person
-pid-zero          pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  yes    yes yes yes pid-0  pid-0  pid-0
-login-unreadable  login  login  login  login  login  login  yes    yes yes yes login  login  login
-no-account        nobody nobody nobody nobody nobody nobody yes    yes yes yes nobody nobody nobody
+# what GetStatus tells the caller about itself. Calls are made in the order of ``requests``.
+KEY_TABLE = """
+                  List   Get    Rotate Disab. Enable Destr. Cancel
+----------------- ------ ------ ------ ------ ------ ------ ------
+allowed-service   yes    yes    not-op not-op not-op not-op not-op
+encrypt-only      yes    yes    not-op not-op not-op not-op not-op
+other-service     yes    no     not-op not-op not-op not-op not-op
+stranger          no     no     no     no     no     no     no
+root              no     no     no     no     no     no     no
+operator          yes    yes    yes    yes    yes    yes    yes
+operator-service  yes    yes    yes    yes    yes    yes    yes
+auditor           yes    yes    not-op not-op not-op not-op not-op
+auditor-service   yes    yes    not-op not-op not-op not-op not-op
+person-service    person person person person person person person
+person-operator   yes    yes    yes    yes    yes    yes    yes
+person-auditor    yes    yes    not-op not-op not-op not-op not-op
+overflow-uid      o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid
+overflow-gid      o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid
+too-many-groups   unread unread unread unread unread unread unread
+ended             ended  ended  ended  ended  ended  ended  ended
+unknown-address   who    who    who    who    who    who    who
+unknown-public    who    who    who    who    who    who    who
+service-inside    yes    yes    not-op not-op not-op not-op not-op
+unmapped-uid      o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid
+unmapped-gid      o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid
+session-id-alone  person person person person person person person
+pid-zero          pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0
+login-unreadable  login  login  login  login  login  login  login
+no-account        nobody nobody nobody nobody nobody nobody nobody
+"""
+ENCRYPTION_TABLE = """
+                  Encr.  Decr.  Rewr.  Reenc. Status C.  L.  W.  Refl.  other  told
+----------------- ------ ------ ------ ------ ------ --- --- --- ------ ------ ------
+allowed-service   yes    yes    yes    yes    yes    yes yes yes yes    absent -
+encrypt-only      yes    no     no     no     yes    yes yes yes yes    absent -
+other-service     no     no     no     no     yes    yes yes yes yes    absent -
+stranger          no     no     no     no     yes    yes yes yes no     no     -
+root              no     no     no     no     yes    yes yes yes no     no     -
+operator          op     op     op     op     yes    yes yes yes yes    absent -
+operator-service  op     op     op     op     yes    yes yes yes yes    absent -
+auditor           no     no     no     no     yes    yes yes yes yes    absent -
+auditor-service   yes    yes    yes    yes    yes    yes yes yes yes    absent -
+person-service    person person person person yes    yes yes yes person person person
+person-operator   op     op     op     op     yes    yes yes yes yes    absent person
+person-auditor    person person person person yes    yes yes yes yes    absent person
+overflow-uid      o-uid  o-uid  o-uid  o-uid  yes    yes yes yes o-uid  o-uid  o-uid
+overflow-gid      o-gid  o-gid  o-gid  o-gid  yes    yes yes yes o-gid  o-gid  o-gid
+too-many-groups   unread unread unread unread yes    yes yes yes unread unread unread
+ended             ended  ended  ended  ended  yes    yes yes yes ended  ended  ended
+unknown-address   who    who    who    who    who    who who who who    absent -
+unknown-public    who    who    who    who    who    who who who who    who    -
+service-inside    yes    yes    yes    yes    yes    yes yes yes absent absent -
+unmapped-uid      o-uid  o-uid  o-uid  o-uid  yes    yes yes yes o-uid  o-uid  o-uid
+unmapped-gid      o-gid  o-gid  o-gid  o-gid  yes    yes yes yes o-gid  o-gid  o-gid
+session-id-alone  person person person person yes    yes yes yes person person person
+pid-zero          pid-0  pid-0  pid-0  pid-0  yes    yes yes yes pid-0  pid-0  pid-0
+login-unreadable  login  login  login  login  yes    yes yes yes login  login  login
+no-account        nobody nobody nobody nobody yes    yes yes yes nobody nobody nobody
 """
 OUTCOMES = {
     "yes": ("OK", ""),
@@ -121,7 +159,15 @@ SHOWN_ELSEWHERE = {
     "PEER_NOT_UNIX": "tests/unit/test_peer_credential.py: no such peer can reach a Unix socket",
     "METHOD_UNKNOWN": "tests/unit/test_policy.py: what policy says of an operation without a rule",
 }
-ROWS = {name: cells for name, *cells in map(str.split, TABLE.splitlines()[3:])}
+
+
+def read_rows(table: str) -> dict[str, list[str]]:
+    """Return a table's rows: the class of caller, and its cells."""
+    return {name: cells for name, *cells in map(str.split, table.splitlines()[3:])}
+
+
+KEY_ROWS = read_rows(KEY_TABLE)
+ROWS = {name: [*KEY_ROWS[name], *cells] for name, cells in read_rows(ENCRYPTION_TABLE).items()}
 
 BOTH = ["mail-credentials", "payroll"]
 VISIBLE_KEYS = {
@@ -262,14 +308,19 @@ def start_caller(kind: Kind, sidecars: Sidecars) -> Caller:
 
 
 def requests(envelope: bytes, key: str = "mail-credentials") -> dict[str, Message | bytes]:
-    """Return one valid request for every RPC."""
+    """Return one valid request for every RPC, in an order that leaves version 1 enabled."""
     return {
         ENCRYPT: encryption_pb2.EncryptRequest(key=key, plaintext=b"a token"),
         DECRYPT: encryption_pb2.DecryptRequest(envelope=envelope),
         REWRAP: encryption_pb2.RewrapRequest(envelope=envelope),
+        REENCRYPT: encryption_pb2.ReencryptRequest(envelope=envelope),
         LIST_KEYS: keys_pb2.ListKeysRequest(),
         GET_KEY: keys_pb2.GetKeyRequest(name=key),
         ROTATE_KEY: keys_pb2.RotateKeyRequest(name=key),
+        DISABLE: keys_pb2.DisableVersionRequest(name=key, number=1),
+        DESTROY: keys_pb2.DestroyVersionRequest(name=key, number=1),
+        CANCEL_DESTROY: keys_pb2.CancelDestroyVersionRequest(name=key, number=1),
+        ENABLE: keys_pb2.EnableVersionRequest(name=key, number=1),
         GET_STATUS: status_pb2.GetStatusRequest(),
         CHECK: health_pb2.HealthCheckRequest(),
         LIST: b"",
@@ -291,10 +342,9 @@ def test_every_rpc_as_every_class_of_caller(sidecars: Sidecars, envelope: bytes,
     *cells, told = ROWS[name]
     expected = dict(zip(COLUMNS, (OUTCOMES[cell] for cell in cells), strict=True))
     caller = sidecars.caller(name)
-    if True:
-        if expected[ENCRYPT] == expected[DECRYPT] == OUTCOMES["yes"]:
-            envelope = encrypt(caller)  # each sidecar has a store of its own
-        answers = {path: caller.call(path, request) for path, request in requests(envelope).items()}
+    if expected[ENCRYPT] == expected[DECRYPT] == OUTCOMES["yes"]:
+        envelope = encrypt(caller)  # each sidecar has a store of its own
+    answers = {path: caller.call(path, request) for path, request in requests(envelope).items()}
     assert {path: answer.outcome for path, answer in answers.items()} == expected
     for answer in answers.values():
         if answer.reason:
@@ -304,6 +354,9 @@ def test_every_rpc_as_every_class_of_caller(sidecars: Sidecars, envelope: bytes,
     if answers[DECRYPT].code == "OK":
         opened = answers[DECRYPT].parse(encryption_pb2.DecryptResponse)
         assert opened.plaintext == b"a token"
+        renewed = answers[REENCRYPT].parse(encryption_pb2.ReencryptResponse).envelope
+        again = caller.call(DECRYPT, encryption_pb2.DecryptRequest(envelope=renewed))
+        assert again.parse(encryption_pb2.DecryptResponse).plaintext == b"a token"
     if answers[LIST_KEYS].code == "OK":
         listed = answers[LIST_KEYS].parse(keys_pb2.ListKeysResponse)
         assert [key.name for key in listed.keys] == VISIBLE_KEYS[name]
@@ -322,7 +375,7 @@ def test_i11_unknown_and_forbidden_keys_look_alike(
     renamed = envelope.replace(b"mail-credentials", b"mail-credentialz", 1)
     forbidden, unknown = requests(envelope), requests(renamed, "mail-credentialz")
     caller = sidecars.caller(name)
-    for path in (ENCRYPT, DECRYPT, REWRAP, GET_KEY, ROTATE_KEY):
+    for path in OF_A_KEY:
         refused = caller.call(path, forbidden[path])
         if refused.code != "OK":
             other = caller.call(path, unknown[path])
@@ -335,7 +388,7 @@ def test_nothing_is_parsed_for_a_caller_who_is_allowed_nothing(
 ) -> None:
     """Bytes that are no message get the same refusal."""
     expected = OUTCOMES[ROWS[name][0]]
-    for path in (ENCRYPT, DECRYPT, REWRAP, LIST_KEYS, GET_KEY, ROTATE_KEY):
+    for path in (LIST_KEYS, *OF_A_KEY):
         answer = sidecars.caller(name).call(path, b"\xff\xff\xff", raw=True)
         assert answer.outcome == expected
 
@@ -366,7 +419,7 @@ def find_problem(caller: Caller, reason: str) -> status_pb2.Problem | None:
 
 
 def test_each_class_of_caller_has_a_row() -> None:
-    assert list(KINDS) == list(ROWS)
+    assert list(KINDS) == list(ROWS) == list(KEY_ROWS)
 
 
 def test_each_reason_for_a_refusal_is_shown() -> None:

@@ -137,7 +137,15 @@ def test_reflection_lists_the_services_where_it_is_configured() -> None:
                 "found = DescriptorPool(database).FindServiceByName('keyside.v1.KeyService')\n"
                 "answer = [method.name for method in found.methods]"
             )
-            assert described == ["ListKeys", "GetKey", "RotateKey"]
+            assert described == [
+                "ListKeys",
+                "GetKey",
+                "RotateKey",
+                "DisableVersion",
+                "EnableVersion",
+                "DestroyVersion",
+                "CancelDestroyVersion",
+            ]
         with Remote(sidecar, STRANGER_UID) as stranger:
             with pytest.raises(RemoteError) as refused:
                 stranger.run(REFLECT + "answer = list(database.get_services())")

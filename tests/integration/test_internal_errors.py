@@ -58,6 +58,8 @@ def seal(version, plaintext, context, suite):
     blurt(ValueError, plaintext, context, version.material)
 
 def open_envelope(version, envelope, context):
+    if "through" in context:
+        return really_open(version, envelope, context)
     blurt(RuntimeError, really_open(version, envelope, context), context, version.material.hex())
 
 def serves_keys(self):
@@ -207,22 +209,33 @@ def test_i7_an_exception_after_decryption_tells_nothing_either(broken: Sidecar) 
     plaintext = b"marked-opened-14142135"
     with Remote(broken) as service:
         broken.start()
-        sealed = service.run(
-            "answer = client.encrypt('mail-credentials', bytes.fromhex(p))", p=plaintext.hex()
+        sealed, sealed_too = service.run(
+            "answer = [client.encrypt(key, bytes.fromhex(p), context)\n"
+            "          for context in ({}, {'through': 'to the sealing'})]",
+            key=KEY,
+            p=plaintext.hex(),
         )
         assert broken.stop() == 0
         broken.launcher = launcher
         broken.start()
         service.run(RAW)
-        failure = service.run(
-            "request = encryption_pb2.DecryptRequest(envelope=bytes.fromhex(envelope))\n"
-            "answer = fail(encryption.Decrypt, request, wait_for_ready=True)",
-            envelope=sealed,
+        failures = service.run(
+            "opened, through = bytes.fromhex(opened), bytes.fromhex(through)\n"
+            "Decrypt, Reencrypt = encryption_pb2.DecryptRequest, encryption_pb2.ReencryptRequest\n"
+            "context = {'through': 'to the sealing'}\n"
+            "answer = [\n"
+            "    fail(encryption.Decrypt, Decrypt(envelope=opened), wait_for_ready=True),\n"
+            "    fail(encryption.Reencrypt, Reencrypt(envelope=opened)),\n"
+            "    fail(encryption.Reencrypt, Reencrypt(envelope=through, context=context)),\n"
+            "]",
+            opened=sealed,
+            through=sealed_too,
         )
     log = broken.log.read_text()
-    check_is_internal(failure, log)
+    for failure in failures:
+        check_is_internal(failure, log)
     secrets = {"plaintext": plaintext, **list_versions(broken)}
-    places = {"log": log.encode(), "error": repr(failure).encode()}
+    places = {"log": log.encode(), "errors": repr(failures).encode()}
     assert find_secrets(places, secrets) == []
 
 
@@ -232,7 +245,7 @@ TRAFFIC = (
     + """
 secret, context = bytes.fromhex(secret), {"record": context}
 Encrypt, Decrypt = encryption_pb2.EncryptRequest, encryption_pb2.DecryptRequest
-Rewrap = encryption_pb2.RewrapRequest
+Rewrap, Reencrypt = encryption_pb2.RewrapRequest, encryption_pb2.ReencryptRequest
 failures = []
 def must_fail(call, *arguments, **settings):
     failures.append(fail(call, *arguments, **settings)["everything"])
@@ -250,6 +263,11 @@ envelopes = [client.encrypt(key, secret, context) for key in ["mail-credentials"
 for envelope in envelopes:
     assert client.decrypt(envelope, context) == secret
     assert client.decrypt(client.rewrap(envelope), context) == secret
+    renewed = encryption.Reencrypt(Reencrypt(envelope=envelope, context=context))
+    assert client.decrypt(renewed.envelope, context) == secret
+    other_context = {"record": "another"}
+    must_fail(encryption.Reencrypt, Reencrypt(envelope=envelope, context=other_context))
+    must_fail(encryption.Reencrypt, Reencrypt(envelope=envelope + secret, context=context))
     must_raise(client.decrypt, envelope, {"record": "another"})
     must_raise(client.decrypt, envelope[:-1], context)
     must_raise(client.decrypt, envelope + secret, context)
@@ -279,6 +297,7 @@ OTHERS_DAY = """
 must_fail(encryption.Encrypt, Encrypt(key="payroll", plaintext=secret, context=context))
 must_fail(encryption.Decrypt, Decrypt(envelope=bytes.fromhex(envelope), context=context))
 must_fail(encryption.Rewrap, Rewrap(envelope=bytes.fromhex(envelope)))
+must_fail(encryption.Reencrypt, Reencrypt(envelope=bytes.fromhex(envelope), context=context))
 must_fail(encryption.Decrypt, Decrypt(envelope=secret, context=context))
 answer = {"failures": failures}
 """

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from tests.unit.sidecar_double import Double
 
+from keyside import cli
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -35,14 +37,32 @@ def run(
     )
 
 
-def on_terminal(double: Double, *arguments: str, typed: bytes = b"\x04") -> tuple[int, bytes]:
-    """Run ``keyside`` with a terminal as all three standard streams."""
+def call(double: Double, *arguments: str) -> int:
+    """Run ``keyside`` in this process, which is quicker; return its exit code."""
+    return cli._run(["--socket", double.socket, *arguments])
+
+
+def on_terminal(
+    double: Double,
+    *arguments: str,
+    typed: bytes = b"\x04",
+    prompt: bytes = b"",
+    environment: dict[str, str] | None = None,
+) -> tuple[int, bytes]:
+    """Run ``keyside`` with a terminal as all three standard streams.
+
+    What is typed is typed when ``prompt`` has appeared, or else after a second.
+    """
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ["KEYSIDE_SOCKET"] = double.socket
+        os.environ.update(environment or {})
         os.execv(sys.executable, [sys.executable, "-m", "keyside.cli", *arguments])
     shown = b""
-    time.sleep(1)
+    while prompt and prompt not in shown:
+        shown += os.read(terminal, 4096)
+    if typed and not prompt:
+        time.sleep(1)
     os.write(terminal, typed)
     try:
         while chunk := os.read(terminal, 4096):

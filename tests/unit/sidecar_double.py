@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from concurrent import futures
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 from google.protobuf import any_pb2
@@ -28,7 +28,6 @@ from keyside.v1 import status_pb2 as keyside_status_pb2
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any
 
     from google.protobuf.message import Message
 
@@ -82,13 +81,21 @@ class Double(
     keys_pb2_grpc.KeyServiceServicer,
     status_pb2_grpc.StatusServiceServicer,
 ):
-    """The three services; ``failures`` are answered first, one a call."""
+    """The three services; ``failures`` are answered first, one a call.
+
+    ``versions`` stand in for the 250 of GetKey where a test sets them, ``key`` is merged into what
+    is told about keys, and ``unacknowledged`` goes into the answers to changes.
+    """
 
     def __init__(self, socket: Path | str) -> None:
         self.socket = str(socket)
         self.failures: list[Failure] = []
         self.delay_s = 0.0
         self.calls: list[str] = []
+        self.requests: list[Any] = []
+        self.versions: list[keys_pb2.KeyVersion] | None = None
+        self.key = keys_pb2.Key()
+        self.unacknowledged: list[keys_pb2.SidecarProcess] = []
         self.entered = threading.Event()
         self.serving: keyside_status_pb2.Serving.ValueType = keyside_status_pb2.SERVING_YES
         self.problems: list[keyside_status_pb2.Problem] = []
@@ -157,20 +164,31 @@ class Double(
             time.sleep(SLOW_CALL_S)
         return encryption_pb2.RewrapResponse(envelope=request.envelope.replace(b"KS", b"KT", 1))
 
+    def Reencrypt(
+        self, request: encryption_pb2.ReencryptRequest, context: Any
+    ) -> encryption_pb2.ReencryptResponse:
+        """Return the envelope as it is, with a mark."""
+        self._begin("Reencrypt", context)
+        self.requests.append(request)
+        return encryption_pb2.ReencryptResponse(envelope=request.envelope.replace(b"KS", b"KR", 1))
+
     def ListKeys(self, request: Any, context: Any) -> keys_pb2.ListKeysResponse:
         """Return two keys."""
         self._begin("ListKeys", context)
-        return keys_pb2.ListKeysResponse(keys=[_key("mail"), _key("payroll")])
+        return keys_pb2.ListKeysResponse(keys=[self._key("mail"), self._key("payroll")])
 
     def GetKey(self, request: keys_pb2.GetKeyRequest, context: Any) -> keys_pb2.GetKeyResponse:
-        """Return a page of 250 versions."""
+        """Return a page of the versions."""
         self._begin("GetKey", context)
-        newest = int(request.page_token or VERSION_COUNT)
-        oldest = max(newest - request.page_size, 0)
+        newest_first = self.versions
+        if newest_first is None:
+            newest_first = [_version(number) for number in range(VERSION_COUNT, 0, -1)]
+        begin = int(request.page_token or 0)
+        end = begin + (request.page_size or 100)
         return keys_pb2.GetKeyResponse(
-            key=_key(request.name),
-            versions=[_version(number) for number in range(newest, oldest, -1)],
-            next_page_token=str(oldest) if oldest else "",
+            key=self._key(request.name),
+            versions=newest_first[begin:end],
+            next_page_token=str(end) if end < len(newest_first) else "",
         )
 
     def RotateKey(
@@ -178,11 +196,61 @@ class Double(
     ) -> keys_pb2.RotateKeyResponse:
         """Claim to have made version 251."""
         self._begin("RotateKey", context)
+        self.requests.append(request)
         return keys_pb2.RotateKeyResponse(
-            key=_key(request.name, VERSION_COUNT + 1),
+            key=self._key(request.name, VERSION_COUNT + 1),
             version=_version(VERSION_COUNT + 1),
             previous=_version(VERSION_COUNT),
+            unacknowledged=self.unacknowledged,
         )
+
+    def DisableVersion(
+        self, request: keys_pb2.DisableVersionRequest, context: Any
+    ) -> keys_pb2.DisableVersionResponse:
+        """Claim to have disabled it."""
+        self._begin("DisableVersion", context)
+        self.requests.append(request)
+        return keys_pb2.DisableVersionResponse(
+            version=_disabled(request.number), unacknowledged=self.unacknowledged
+        )
+
+    def EnableVersion(
+        self, request: keys_pb2.EnableVersionRequest, context: Any
+    ) -> keys_pb2.EnableVersionResponse:
+        """Claim to have enabled it."""
+        self._begin("EnableVersion", context)
+        self.requests.append(request)
+        return keys_pb2.EnableVersionResponse(
+            version=_version(request.number), unacknowledged=self.unacknowledged
+        )
+
+    def DestroyVersion(
+        self, request: keys_pb2.DestroyVersionRequest, context: Any
+    ) -> keys_pb2.DestroyVersionResponse:
+        """Claim that it will be destroyed in a week."""
+        self._begin("DestroyVersion", context)
+        self.requests.append(request)
+        version = _disabled(request.number)
+        version.destroy_requested_at.seconds = STARTED_S
+        version.destroy_requested_by_uid = 1000
+        version.destroy_in.seconds = 7 * 86_400
+        return keys_pb2.DestroyVersionResponse(version=version, unacknowledged=self.unacknowledged)
+
+    def CancelDestroyVersion(
+        self, request: keys_pb2.CancelDestroyVersionRequest, context: Any
+    ) -> keys_pb2.CancelDestroyVersionResponse:
+        """Claim to have called it off."""
+        self._begin("CancelDestroyVersion", context)
+        self.requests.append(request)
+        return keys_pb2.CancelDestroyVersionResponse(version=_disabled(request.number))
+
+    def _key(self, name: str, current: int = VERSION_COUNT) -> keys_pb2.Key:
+        key = keys_pb2.Key(
+            name=name, current_version=current, version_count=current, suite="AES-256-GCM"
+        )
+        key.created_at.seconds = STARTED_S
+        key.MergeFrom(self.key)
+        return key
 
     def GetStatus(self, request: Any, context: Any) -> keyside_status_pb2.GetStatusResponse:
         """Return the serving state and the problems that the test set."""
@@ -198,19 +266,19 @@ class Double(
         return answer
 
 
-def _key(name: str, current: int = VERSION_COUNT) -> keys_pb2.Key:
-    key = keys_pb2.Key(
-        name=name, current_version=current, version_count=current, suite="AES-256-GCM"
-    )
-    key.created_at.seconds = STARTED_S
-    return key
-
-
 def _version(number: int) -> keys_pb2.KeyVersion:
     version = keys_pb2.KeyVersion(
         number=number, id=number.to_bytes(16), state=keys_pb2.KEY_VERSION_STATE_ARCHIVED
     )
     version.created_at.seconds = STARTED_S + number
+    return version
+
+
+def _disabled(number: int) -> keys_pb2.KeyVersion:
+    version = _version(number)
+    version.state = keys_pb2.KEY_VERSION_STATE_DISABLED
+    version.disabled_at.seconds = STARTED_S
+    version.disabled_by_uid = 1000
     return version
 
 

@@ -55,6 +55,11 @@ def test_a_context_value_may_hold_an_equals_sign(double: Double) -> None:
         ("--timeout", "0", "status"),
         ("--socket", "tcp://x", "status"),
         ("keys", "rotate", "mail", "--expected-current", "0"),
+        ("keys", "rotate", "mail", "--compromised"),
+        ("keys", "disable", "mail"),
+        ("keys", "enable", "mail", "0"),
+        ("keys", "destroy", "mail", "1"),
+        ("keys", "cancel-destroy", "mail", "4294967296"),
         ("completion", "tcsh"),
     ],
 )
@@ -72,6 +77,9 @@ def test_wrong_usage_exits_64_and_calls_nobody(double: Double, arguments: tuple[
         ("INVALID_ARGUMENT", "ENVELOPE_REJECTED", 65),
         ("INVALID_ARGUMENT", "INVALID_ARGUMENT", 65),
         ("FAILED_PRECONDITION", "VERSION_DISABLED", 65),
+        ("FAILED_PRECONDITION", "VERSION_IN_USE", 65),
+        ("FAILED_PRECONDITION", "VERSION_STATE", 65),
+        ("NOT_FOUND", "VERSION_NOT_FOUND", 65),
         ("PERMISSION_DENIED", "NOT_ALLOWED", 77),
         ("UNAUTHENTICATED", "PEER_ENDED", 77),
         ("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS", 69),
@@ -128,9 +136,15 @@ def test_keys_are_listed_and_shown_for_people(double: Double) -> None:
     listed = run(double, "keys", "list").stdout.decode().splitlines()
     assert listed[0].split() == ["KEY", "CURRENT", "VERSIONS", "SINCE", "SUITE"]
     assert listed[1].split() == ["mail", "250", "250", "-", "AES-256-GCM"]
-    shown = run(double, "keys", "show", "mail").stdout.decode().splitlines()
-    assert len(shown) == 4 + VERSION_COUNT
-    assert shown[4].split()[:2] == ["250", "ARCHIVED"]
+    shown = run(double, "keys", "show", "mail", "--all").stdout.decode().splitlines()
+    assert shown[0] == "mail: version 250 is current"
+    rows = [line.split() for line in shown if "ARCHIVED" in line]
+    assert [row[:2] for row in rows] == [
+        [str(number), "ARCHIVED"] for number in range(VERSION_COUNT, 0, -1)
+    ]
+    newest = run(double, "keys", "show", "mail").stdout.decode().splitlines()
+    assert len([line for line in newest if line.split()[1:2] == ["ARCHIVED"]]) == 25
+    assert newest[-1] == "... and 225 older: 225 ARCHIVED  (--all shows them)"
     rotated = run(double, "keys", "rotate", "mail").stdout
     assert rotated.startswith(b"mail: version 251 is current; version 250 is archived")
 
@@ -143,6 +157,9 @@ def test_json_has_its_documented_shape(double: Double) -> None:
         "created_at": "2023-11-14T22:13:20Z",
         "rotated_at": None,
         "suite": "AES-256-GCM",
+        "pending_version": None,
+        "rollover": None,
+        "next_rollover_at": None,
     }
     assert STARTED_S == 1_700_000_000
     listed = json.loads(run(double, "keys", "list", "--json").stdout)
@@ -157,9 +174,17 @@ def test_json_has_its_documented_shape(double: Double) -> None:
         "created_at": "2023-11-14T22:17:30Z",
         "activated_at": None,
         "archived_at": None,
+        "made_by_uid": None,
+        "disabled_at": None,
+        "disabled_by_uid": None,
+        "destroy_requested_at": None,
+        "destroy_requested_by_uid": None,
+        "destroy_in_s": None,
+        "destroyed_at": None,
+        "usage": None,
     }
     rotated = json.loads(run(double, "keys", "rotate", "mail", "--json").stdout)
-    assert rotated.keys() == {"key", "version", "previous"}
+    assert rotated.keys() == {"key", "version", "previous", "unacknowledged"}
     assert rotated["version"]["number"] == 251
 
 

@@ -6,7 +6,7 @@ import asyncio
 import pickle
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -15,6 +15,7 @@ from tests.unit.sidecar_double import STARTED_S, VERSION_COUNT, Double, Failure
 
 import keyside
 from keyside import errors
+from keyside.v1 import keys_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -51,6 +52,7 @@ def test_encrypt_decrypt_and_rewrap_carry_bytes_and_context(client: keyside.Clie
     assert envelope == b"KS:a=;b=2;:cba"
     assert client.decrypt(memoryview(envelope)) == b"abc"
     assert client.rewrap(envelope) == b"KT:a=;b=2;:cba"
+    assert client.reencrypt(bytearray(envelope), {"b": "2"}) == b"KR:a=;b=2;:cba"
 
 
 def test_the_async_client_has_the_same_surface_and_answers(double: Double) -> None:
@@ -58,11 +60,20 @@ def test_the_async_client_has_the_same_surface_and_answers(double: Double) -> No
         envelope = await client.encrypt("mail", b"abc", {"a": "1"})
         assert await client.decrypt(envelope, {"a": "1"}) == b"abc"
         assert (await client.rewrap(envelope)).startswith(b"KT")
+        assert (await client.reencrypt(envelope, {"a": "1"})).startswith(b"KR")
         assert [key.name for key in await client.list_keys()] == ["mail", "payroll"]
         assert (await client.get_key("mail")).version_count == VERSION_COUNT
         numbers = [version.number async for version in client.iter_versions("mail")]
         assert numbers == list(range(VERSION_COUNT, 0, -1))
         assert (await client.rotate_key("mail", 250)).version.number == VERSION_COUNT + 1
+        assert (await client.rotate_key("mail", 250, compromised=True)).key.name == "mail"
+        for change in (
+            await client.disable_version("mail", 3),
+            await client.enable_version("mail", 3),
+            await client.destroy_version("mail", 3),
+            await client.cancel_destroy_version("mail", 3),
+        ):
+            assert (change.version.number, change.unacknowledged) == (3, ())
         assert (await client.status()).is_serving
 
     run(double, use)
@@ -97,6 +108,62 @@ def test_versions_come_newest_first_over_all_pages(client: keyside.Client, doubl
     assert double.calls == ["GetKey"] * 3
 
 
+def test_versions_and_keys_carry_all_that_the_sidecar_tells(
+    client: keyside.Client, double: Double
+) -> None:
+    message = keys_pb2.KeyVersion(
+        number=3,
+        state=keys_pb2.KEY_VERSION_STATE_DISABLED,
+        made_by_uid=0,
+        disabled_by_uid=1000,
+        destroy_requested_by_uid=1001,
+    )
+    for name in ("disabled_at", "destroy_requested_at", "destroyed_at"):
+        getattr(message, name).seconds = STARTED_S
+    message.destroy_in.seconds = 60
+    message.usage.messages = 5
+    message.usage.last_opened_at.seconds = STARTED_S
+    double.versions = [message]
+    double.key.pending_version = 251
+    double.key.rollover.rotate_every.seconds = 3600
+    double.key.rollover.rotate_after_bytes = 7
+    started = datetime.fromtimestamp(STARTED_S, UTC)
+    (version,) = client.iter_versions("mail")
+    assert version == keyside.KeyVersion(
+        number=3,
+        id="",
+        state=keyside.KeyVersionState.DISABLED,
+        created_at=None,
+        activated_at=None,
+        archived_at=None,
+        made_by_uid=0,
+        disabled_at=started,
+        disabled_by_uid=1000,
+        destroy_requested_at=started,
+        destroy_requested_by_uid=1001,
+        destroy_in=timedelta(seconds=60),
+        destroyed_at=started,
+        usage=keyside.VersionUsage(None, started, 5, 0),
+    )
+    key = client.get_key("mail")
+    assert (key.pending_version, key.next_rollover_at) == (251, None)
+    assert key.rollover == keyside.RolloverPolicy(timedelta(hours=1), None, 7, timedelta(0))
+
+
+def test_changes_name_who_has_not_acknowledged(client: keyside.Client, double: Double) -> None:
+    late = keys_pb2.SidecarProcess(host="alpha", pid=11)
+    late.seen_at.seconds = STARTED_S
+    double.unacknowledged = [late]
+    expected = (keyside.SidecarProcess("alpha", 11, datetime.fromtimestamp(STARTED_S, UTC)),)
+    assert client.rotate_key("mail", 250, compromised=True).unacknowledged == expected
+    assert client.disable_version("mail", 3).unacknowledged == expected
+    assert client.enable_version("mail", 3).unacknowledged == expected
+    destroyed = client.destroy_version("mail", 3)
+    assert destroyed.unacknowledged == expected
+    assert destroyed.version.destroy_in == timedelta(days=7)
+    assert client.cancel_destroy_version("mail", 3).unacknowledged == ()
+
+
 @pytest.mark.parametrize(
     ("failure", "kind", "reason"),
     [
@@ -107,6 +174,10 @@ def test_versions_come_newest_first_over_all_pages(client: keyside.Client, doubl
         (("UNAUTHENTICATED", "PEER_PID_ZERO"), errors.NotIdentified, "PEER_PID_ZERO"),
         (("FAILED_PRECONDITION", "VERSION_DISABLED"), errors.VersionUnusable, "VERSION_DISABLED"),
         (("FAILED_PRECONDITION", "VERSION_DESTROYED"), errors.VersionUnusable, "VERSION_DESTROYED"),
+        (("FAILED_PRECONDITION", "VERSION_IN_USE"), errors.WrongVersionState, "VERSION_IN_USE"),
+        (("FAILED_PRECONDITION", "VERSION_STATE"), errors.WrongVersionState, "VERSION_STATE"),
+        (("NOT_FOUND", "VERSION_NOT_FOUND"), errors.NoSuchVersion, "VERSION_NOT_FOUND"),
+        (("NOT_FOUND", "NEW_ONE"), errors.UnexpectedAnswer, "NEW_ONE"),
         (("FAILED_PRECONDITION", "NEW_ONE"), errors.UnexpectedAnswer, "NEW_ONE"),
         (("ABORTED", "ROTATION_CONFLICT"), errors.Conflict, "ROTATION_CONFLICT"),
         (("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS"), errors.LimitExceeded, "TOO_MANY_CALLS"),
@@ -195,6 +266,11 @@ def test_secrets_are_not_in_reprs(double: Double) -> None:
         lambda c: c.decrypt(None),
         lambda c: c.rotate_key("mail", 0),
         lambda c: c.iter_versions("mail", page_size=1001),
+        lambda c: c.reencrypt("text"),
+        lambda c: c.disable_version("mail", 0),
+        lambda c: c.enable_version("Mail", 1),
+        lambda c: c.destroy_version("mail", 2**32),
+        lambda c: c.cancel_destroy_version("mail", "1"),
     ],
 )
 def test_a_wrong_argument_is_refused_before_anything_is_sent(

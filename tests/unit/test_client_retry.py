@@ -40,6 +40,11 @@ def double(tmp_path: Path) -> Iterator[Double]:
         lambda c: c.get_key("mail"),
         lambda c: c.status(),
         lambda c: c.rotate_key("mail", 250),
+        lambda c: c.rotate_key("mail", 250, compromised=True),
+        lambda c: c.reencrypt(b"KS::x"),
+        lambda c: c.disable_version("mail", 3),
+        lambda c: c.enable_version("mail", 3),
+        lambda c: c.destroy_version("mail", 3),
     ],
 )
 def test_unavailable_is_tried_again_where_that_is_safe(
@@ -51,11 +56,22 @@ def test_unavailable_is_tried_again_where_that_is_safe(
     assert len(double.calls) == 3
 
 
-def test_a_rotation_without_expectation_is_never_repeated(double: Double) -> None:
+@pytest.mark.parametrize(
+    ("call", "rpc"),
+    [
+        (lambda c: c.rotate_key("mail"), "RotateKey"),
+        (lambda c: c.rotate_key("mail", compromised=True), "RotateKey"),
+        (lambda c: c.cancel_destroy_version("mail", 3), "CancelDestroyVersion"),
+    ],
+)
+def test_what_would_do_more_the_second_time_is_never_repeated(
+    double: Double, call: Callable[[keyside.Client], object], rpc: str
+) -> None:
+    """A rotation without an expectation, and calling a destruction off."""
     double.failures = [AWAY]
     with keyside.Client(double.socket) as client, pytest.raises(errors.Unavailable) as caught:
-        client.rotate_key("mail")
-    assert double.calls == ["RotateKey"]
+        call(client)
+    assert double.calls == [rpc]
     assert caught.value.retryable
 
 

@@ -102,7 +102,9 @@ connection_max_age = "1m"
 [store]""",
         ).replace('groups = ["keyside-operators"]', "users = [1000]")
         + 'allow_users = [1001, "batch"]\nencrypt_groups = [7]\ndecrypt_groups = ["readers"]\n'
-        + 'suite = "ChaCha20-Poly1305"\n[auditors]\nusers = ["ann"]\n'
+        + 'suite = "ChaCha20-Poly1305"\nrotate_every = "30d"\nrotate_after_messages = 5_000\n'
+        + 'rotate_after_bytes = "2GiB"\npropagation = "5m"\ndestroy_after = "30d"\n'
+        + '[auditors]\nusers = ["ann"]\n'
     )
     assert config.sidecar == SidecarSettings(
         socket=Path("/run/keyside/keyside.sock"),
@@ -125,6 +127,9 @@ connection_max_age = "1m"
     assert key.allow_users == (1001, "batch")
     assert (key.encrypt_groups, key.decrypt_groups) == ((7,), ("readers",))
     assert key.suite == "ChaCha20-Poly1305"
+    assert (key.rotate_every_s, key.propagation_s) == (30 * 86_400, 300)
+    assert (key.rotate_after_messages, key.rotate_after_bytes) == (5_000, 2 << 30)
+    assert key.destroy_after_s == 30 * 86_400
     assert config.auditors == Principals(users=("ann",))
 
 
@@ -187,7 +192,9 @@ WRONG = [
     ("identity", 'membership_stale_max = "4s"', "at least membership_ttl, which is 5s"),
     ("identity", "person_logins = false", 'must be "refuse", "allow-own" or "off"'),
     ("identity", 'connection_max_age = "25h"', "from 1s to 1d"),
-    ("store", 'url = "postgresql://db/keyside"', "only SQLite is supported"),
+    ("store", 'url = "postgresql://db/keyside"', "must begin with postgresql+psycopg://"),
+    ("store", 'url = "mysql://db/keyside"', "can't be used: SQLite, as in"),
+    ("store", 'url = "postgresql+psycopg://k@db/keyside"', "needs sslrootcert="),
     ("store", 'url = "sqlite:///keyside.db"', "four slashes"),
     ("store", 'url = "sqlite://"', "four slashes"),
     ("store", 'url = "sqlite:////a.db?mode=ro"', "no options"),
@@ -215,6 +222,17 @@ WRONG = [
     ("keys.mail", 'suite = "AES-128-GCM"', 'must be "AES-256-GCM" or "ChaCha20-Poly1305"'),
     ("keys.mail", "encrypt_groups = []", "must name a group; leave it out"),
     ("keys.mail", "decrypt_groups = []", "must name a group; leave it out"),
+    ("keys.mail", 'rotate_every = "59m59s"', "from 1h to 3650d, not '59m59s'"),
+    ("keys.mail", 'rotate_every = "3651d"', "from 1h to 3650d"),
+    ("keys.mail", "rotate_every = 90", "duration in quotes"),
+    ("keys.mail", "rotate_after_messages = 999", "whole number from 1000 to 1000000000000000"),
+    ("keys.mail", "rotate_after_messages = 0", "whole number from 1000"),
+    ("keys.mail", 'rotate_after_messages = "1000"', "whole number from 1000"),
+    ("keys.mail", "rotate_after_bytes = 1048575", "from 1MiB to 1048576GiB, not 1048575"),
+    ("keys.mail", 'rotate_after_bytes = "1TiB"', "KiB, MiB or GiB"),
+    ("keys.mail", 'propagation = "25h"', "from 0s to 1d"),
+    ("keys.mail", 'destroy_after = "6d23h"', "from 7d to 3650d, not '6d23h'"),
+    ("keys.mail", 'destroy_after = "0s"', "from 7d to 3650d"),
 ]  # fmt: skip
 
 
@@ -238,7 +256,8 @@ def test_wrong_value_is_one_problem_with_its_line_and_what_is_right(
     [
         (with_setting("sidecar", "worker = 2"), 'worker: unknown setting; did you mean "workers"?'),
         (with_setting("sidecar", 'membership_ttl = "5s"'), "it belongs in [identity]"),
-        (with_setting("keys.mail", 'rotate_every = "90d"'), "rotate_every: unknown setting"),
+        (with_setting("keys.mail", 'rotate_evry = "90d"'), 'did you mean "rotate_every"?'),
+        (with_setting("sidecar", 'rotate_every = "90d"'), "it belongs in [keys.NAME]"),
         (MINIMAL + "[operator]\n", '[operator]: unknown table; did you mean "operators"?'),
         (MINIMAL + "[audit]\npath = '/a'\n", "keyside.toml line 12, [audit]: unknown table"),
         (MINIMAL + "[[elevation.levels]]\n", "[elevation]: unknown table"),
@@ -338,6 +357,26 @@ def test_key_with_a_wrong_name_is_read_for_further_problems() -> None:
     ]
 
 
+@pytest.mark.parametrize(("propagation", "fits"), [("30m", True), ("30m1ms", False), ("1h", False)])
+def test_propagation_is_at_most_half_of_what_a_version_lives(
+    propagation: str, *, fits: bool
+) -> None:
+    text = with_setting("keys.mail", 'rotate_every = "1h"') + f'propagation = "{propagation}"\n'
+    if fits:
+        assert parse(text).keys["mail"].propagation_s == 1800
+    else:
+        (found,) = problems(text)
+        assert found.startswith("keyside.toml line 13, [keys.mail] propagation: ")
+        assert found.endswith("must be at most half of rotate_every, which is 1h")
+
+
+def test_least_values_of_a_key_s_life_are_taken() -> None:
+    lines = 'rotate_every = "1h"\nrotate_after_messages = 1000\nrotate_after_bytes = "1MiB"\n'
+    key = parse(MINIMAL + lines + 'propagation = "0s"\ndestroy_after = "7d"\n').keys["mail"]
+    assert (key.rotate_every_s, key.propagation_s, key.destroy_after_s) == (3600, 0, 7 * 86_400)
+    assert (key.rotate_after_messages, key.rotate_after_bytes) == (1000, 1 << 20)
+
+
 # --- warnings
 
 
@@ -348,6 +387,7 @@ def test_key_with_a_wrong_name_is_read_for_further_problems() -> None:
         ("identity", 'connection_max_age = "1m"', "no effect with membership"),
         ("operators", 'groups = ["mail-services"]', "'mail-services' is in [operators] too"),
         ("operators", "groups = []", "names nobody"),
+        ("keys.mail", 'rotate_every = "731d"', "is 731d: all that is sealed in that time"),
     ],
 )
 def test_what_is_legal_but_doubtful_is_a_warning(table: str, line: str, expected: str) -> None:

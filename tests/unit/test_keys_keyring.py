@@ -30,7 +30,7 @@ from keyside_sidecar.errors import (
     UnknownVersion,
     VersionDisabled,
 )
-from keyside_sidecar.keys import Keyring, watch
+from keyside_sidecar.keys import Keyring, KeyRules, RolloverPolicy, watch
 from keyside_sidecar.store import Store
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NOBODY = KeyName("nobody")
+# Nothing here rolls over by itself (test_keys_caretaker.py).
+NEVER = dict.fromkeys((MAIL, BANK), KeyRules(RolloverPolicy(1e10, None, None, 0.0)))
 
 
 @pytest.fixture
@@ -49,6 +51,7 @@ def made(tmp_path: Path) -> MadeStore:
 @asynccontextmanager
 async def started(made: MadeStore, **options: Any) -> AsyncIterator[Keyring]:
     store = made.open(options.pop("custodian", None), busy_timeout_s=1)
+    options.setdefault("rules", NEVER)
     keyring = Keyring(store, [MAIL, BANK], clock=SystemClock(), poll_interval_s=0.02, **options)
     await keyring.start()
     try:

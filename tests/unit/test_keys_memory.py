@@ -39,12 +39,11 @@ def test_which_states_open_envelopes(state: VersionState, opens: bool) -> None: 
 def test_the_table_of_transitions_is_what_the_design_says() -> None:
     assert {(a, b) for a, follow in TRANSITIONS.items() for b in follow} == {
         (PENDING, CURRENT),
-        (PENDING, DESTROYED),
+        (PENDING, DISABLED),
         (CURRENT, ARCHIVED),
         (CURRENT, DISABLED),
         (ARCHIVED, DISABLED),
         (DISABLED, ARCHIVED),
-        (ARCHIVED, DESTROYED),
         (DISABLED, DESTROYED),
     }
 

@@ -73,7 +73,8 @@ SUBJECTS = {
 }
 
 # One row per class of caller; what is not None is the reason for refusing. Columns: encrypt,
-# decrypt (and rewrap), describe and rotate on the key "mail"; list (and reflect).
+# decrypt (rewrap, reencrypt), describe and manage (all that operators do) on the key "mail"; list
+# (and reflect).
 OK = None
 NO = Reason.NOT_ALLOWED
 OP = Reason.OPERATOR_MAY_NOT_USE_KEYS
@@ -84,7 +85,7 @@ OVERFLOW = Reason.PEER_OVERFLOW_UID
 ENDED = Reason.PEER_ENDED
 UNKNOWN = Reason.PEER_UNKNOWN
 EXPECTED: dict[str, tuple[Reason | None, ...]] = {
-    #                                  encrypt     decrypt     describe    rotate    list
+    #                                  encrypt     decrypt     describe    manage    list
     "service":                         (OK,         OK,         OK,         NOP,      OK),
     "service by user":                 (OK,         OK,         OK,         NOP,      OK),
     "encrypt-only service":            (OK,         NO,         OK,         NOP,      OK),
@@ -110,8 +111,13 @@ COLUMN = {
     Operation.ENCRYPT: 0,
     Operation.DECRYPT: 1,
     Operation.REWRAP: 1,
+    Operation.REENCRYPT: 1,
     Operation.DESCRIBE_KEY: 2,
     Operation.ROTATE_KEY: 3,
+    Operation.DISABLE_VERSION: 3,
+    Operation.ENABLE_VERSION: 3,
+    Operation.DESTROY_VERSION: 3,
+    Operation.CANCEL_DESTROY_VERSION: 3,
     Operation.LIST_KEYS: 4,
     Operation.REFLECT: 4,
 }
@@ -202,6 +208,32 @@ def test_decrypt_only_service_can_not_encrypt() -> None:
     assert only_reads.decide(subject(5, 2), Operation.ENCRYPT, "k") is Reason.NOT_ALLOWED
     assert only_reads.decide(subject(5, 2), Operation.DECRYPT, "k") is None
     assert only_reads.decide(subject(5, 2), Operation.REWRAP, "k") is None
+
+
+@pytest.mark.parametrize(
+    ("gids", "expected"),
+    [
+        ((MAIL, WRITERS, READERS), OK),
+        ((MAIL, WRITERS), NO),
+        ((MAIL, READERS), NO),
+        ((MAIL,), NO),
+        ((WRITERS, READERS), NO),
+    ],
+)
+def test_reencrypting_needs_both_permissions(
+    gids: tuple[int, ...], expected: Reason | None
+) -> None:
+    """It opens an envelope and makes one: neither half of a narrowed policy is got round by it."""
+    narrowed = Policy(
+        keys={
+            "k": KeyPolicy(
+                allowed=ResolvedPrincipals(gids=frozenset({MAIL})),
+                encrypt_gids=frozenset({WRITERS}),
+                decrypt_gids=frozenset({READERS}),
+            )
+        }
+    )
+    assert narrowed.decide(subject(5, *gids), Operation.REENCRYPT, "k") is expected
 
 
 def test_root_is_served_only_where_a_policy_names_it() -> None:

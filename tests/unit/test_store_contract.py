@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.unit.made_store import (
     BANK,
+    KINDS,
     LATER,
     MAIL,
     NOW,
@@ -15,13 +16,13 @@ from tests.unit.made_store import (
     MadeStore,
     add_archived,
     make_root_key,
-    make_store,
+    make_store_of,
     set_state,
 )
 
 from keyside.names import KeyName
 from keyside_sidecar.errors import CustodyError, RotationConflict, UnknownVersion
-from keyside_sidecar.store import VersionState
+from keyside_sidecar.store import VersionState, changing
 from keyside_sidecar.store.authentication import Authenticator
 from keyside_sidecar.store.reader import Reader, VersionIndex
 
@@ -29,10 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> MadeStore:
-    tmp_path.chmod(0o700)
-    return make_store(tmp_path)
+@pytest.fixture(params=KINDS)
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> MadeStore:
+    return make_store_of(request, tmp_path)
 
 
 def test_a_new_store_is_empty_and_knows_its_root_key(made: MadeStore) -> None:
@@ -47,7 +47,7 @@ def test_a_new_store_is_empty_and_knows_its_root_key(made: MadeStore) -> None:
 
 def test_a_key_begins_with_version_1_current(made: MadeStore) -> None:
     store = made.open()
-    assert store.create_key(MAIL, NOW, made_by_uid=7)
+    assert changing.create_key(store.session, MAIL, NOW, made_by_uid=7)
     loaded = store.load_key(MAIL)
     assert (loaded.info.current_number, loaded.info.version_count) == (1, 1)
     assert (loaded.info.created_at, loaded.info.rotated_at) == (NOW, NOW)
@@ -60,9 +60,9 @@ def test_a_key_begins_with_version_1_current(made: MadeStore) -> None:
 
 def test_making_a_key_again_changes_nothing(made: MadeStore) -> None:
     store = made.open()
-    store.create_key(MAIL, NOW)
+    changing.create_key(store.session, MAIL, NOW)
     before = store.load_key(MAIL)
-    assert not store.create_key(MAIL, LATER)
+    assert not changing.create_key(store.session, MAIL, LATER)
     after = store.load_key(MAIL)
     assert after.info == before.info
     assert after.current.info == before.current.info
@@ -72,9 +72,9 @@ def test_making_a_key_again_changes_nothing(made: MadeStore) -> None:
 def test_rotation_makes_a_current_version_and_archives_its_predecessor(made: MadeStore) -> None:
     """I10: exactly one current version, and the old one opens what it sealed."""
     store = made.open()
-    store.create_key(MAIL, NOW)
+    changing.create_key(store.session, MAIL, NOW)
     first = store.load_key(MAIL).current
-    done = store.rotate(MAIL, actor_uid=7, expected_current=1, now=LATER)
+    done = changing.rotate(store.session, MAIL, actor_uid=7, expected_current=1, now=LATER)
     assert (done.version.info.number, done.version.info.state) == (2, VersionState.CURRENT)
     assert done.version.info.made_by_uid == 7
     assert (done.previous.number, done.previous.state) == (1, VersionState.ARCHIVED)
@@ -91,11 +91,11 @@ def test_rotation_makes_a_current_version_and_archives_its_predecessor(made: Mad
 
 def test_no_two_versions_share_material_or_id(made: MadeStore) -> None:
     store = made.open()
-    store.create_key(MAIL, NOW)
-    store.create_key(BANK, NOW)
+    changing.create_key(store.session, MAIL, NOW)
+    changing.create_key(store.session, BANK, NOW)
     for _ in range(5):
-        store.rotate(MAIL, actor_uid=0, expected_current=0, now=NOW)
-        store.rotate(BANK, actor_uid=0, expected_current=0, now=NOW)
+        changing.rotate(store.session, MAIL, actor_uid=0, expected_current=0, now=NOW)
+        changing.rotate(store.session, BANK, actor_uid=0, expected_current=0, now=NOW)
     found = [store.find_version(name, n) for name in (MAIL, BANK) for n in range(1, 7)]
     assert len({v.info.version_id for v in found}) == 12
     assert len({v.material.material for v in found if v.material}) == 12
@@ -106,11 +106,11 @@ def test_rotation_from_another_current_version_is_a_conflict_and_changes_nothing
     made: MadeStore,
 ) -> None:
     store = made.open()
-    store.create_key(MAIL, NOW)
-    store.rotate(MAIL, actor_uid=0, expected_current=1, now=NOW)
+    changing.create_key(store.session, MAIL, NOW)
+    changing.rotate(store.session, MAIL, actor_uid=0, expected_current=1, now=NOW)
     generation = store.read_meta().generation
     with pytest.raises(RotationConflict) as caught:
-        store.rotate(MAIL, actor_uid=0, expected_current=1, now=NOW)
+        changing.rotate(store.session, MAIL, actor_uid=0, expected_current=1, now=NOW)
     assert (caught.value.expected, caught.value.current) == (1, 2)
     assert store.read_meta().generation == generation
     assert store.load_key(MAIL).info.version_count == 2
@@ -119,10 +119,10 @@ def test_rotation_from_another_current_version_is_a_conflict_and_changes_nothing
 
 def test_every_change_moves_the_store_one_generation_on(made: MadeStore) -> None:
     store = made.open()
-    store.create_key(MAIL, NOW)
-    store.create_key(BANK, NOW)
+    changing.create_key(store.session, MAIL, NOW)
+    changing.create_key(store.session, BANK, NOW)
     assert store.read_meta().generation == 3
-    store.rotate(BANK, actor_uid=0, expected_current=0, now=NOW)
+    changing.rotate(store.session, BANK, actor_uid=0, expected_current=0, now=NOW)
     assert store.changed_since(3).keys == (BANK,)
     assert store.changed_since(1).keys == (BANK, MAIL)
     assert store.changed_since(4) == store.changed_since(9)
@@ -132,23 +132,23 @@ def test_every_change_moves_the_store_one_generation_on(made: MadeStore) -> None
 def test_a_change_by_another_connection_shows_in_the_token_and_reading_does_not(
     made: MadeStore,
 ) -> None:
-    watching, changing = made.open(), made.open()
+    watching, writing = made.open(), made.open()
     token = watching.read_change_token()
     watching.read_meta()
-    changing.read_meta()
+    writing.read_meta()
     assert watching.read_change_token() == token
-    changing.create_key(MAIL, NOW)
+    changing.create_key(writing.session, MAIL, NOW)
     assert watching.read_change_token() != token
     assert watching.list_keys()[0].name == MAIL
     watching.close()
-    changing.close()
+    writing.close()
 
 
 @pytest.mark.parametrize("number", [0, -1, 3, 2**40])
 def test_a_number_that_was_never_given_out_is_unknown(made: MadeStore, number: int) -> None:
     store = made.open()
-    store.create_key(MAIL, NOW)
-    store.rotate(MAIL, actor_uid=0, expected_current=0, now=NOW)
+    changing.create_key(store.session, MAIL, NOW)
+    changing.rotate(store.session, MAIL, actor_uid=0, expected_current=0, now=NOW)
     with pytest.raises(UnknownVersion):
         store.find_version(MAIL, number)
     store.close()
@@ -165,9 +165,9 @@ def test_a_key_that_does_not_exist_is_unknown(made: MadeStore) -> None:
 
 def test_pages_run_from_the_newest_to_the_first(made: MadeStore) -> None:
     store = made.open()
-    store.create_key(MAIL, NOW)
+    changing.create_key(store.session, MAIL, NOW)
     for _ in range(6):
-        store.rotate(MAIL, actor_uid=0, expected_current=0, now=NOW)
+        changing.rotate(store.session, MAIL, actor_uid=0, expected_current=0, now=NOW)
 
     def page(before: int | None) -> list[int]:
         return [int(v.number) for v in store.list_versions(MAIL, before=before, limit=3)]
@@ -188,9 +188,9 @@ def test_pages_run_from_the_newest_to_the_first(made: MadeStore) -> None:
 def test_disabled_and_destroyed_versions_are_told_as_they_are(made: MadeStore) -> None:
     """Ready for later states: a destroyed version has no material, and its row stays."""
     store = made.open()
-    store.create_key(MAIL, NOW)
+    changing.create_key(store.session, MAIL, NOW)
     for _ in range(2):
-        store.rotate(MAIL, actor_uid=0, expected_current=0, now=NOW)
+        changing.rotate(store.session, MAIL, actor_uid=0, expected_current=0, now=NOW)
     set_state(store, MAIL, 1, "DISABLED")
     set_state(store, MAIL, 2, "DESTROYED")
     assert store.find_version(MAIL, 1).info.state is VersionState.DISABLED
@@ -211,10 +211,10 @@ def test_another_root_key_is_refused_and_the_right_one_named(
 def test_everything_is_there_after_reopening(made: MadeStore) -> None:
     """I5: what was wrapped before a restart unwraps after it."""
     store = made.open()
-    store.create_key(MAIL, NOW)
+    changing.create_key(store.session, MAIL, NOW)
     for hours in range(3):
         moment = NOW + timedelta(hours=hours)
-        store.rotate(MAIL, actor_uid=0, expected_current=0, now=moment)
+        changing.rotate(store.session, MAIL, actor_uid=0, expected_current=0, now=moment)
     before = [store.find_version(MAIL, n) for n in range(1, 5)]
     store.close()
     store = made.open()
@@ -236,15 +236,15 @@ class LyingCustodian(CountingCustodian):
 def test_a_version_that_would_not_open_is_never_stored(made: MadeStore) -> None:
     """I5: nothing is sealed under what can't be unwrapped later."""
     honest = made.open()
-    honest.create_key(MAIL, NOW)
+    changing.create_key(honest.session, MAIL, NOW)
     lying = made.open(LyingCustodian(made.custodian))
     with pytest.raises(CustodyError, match="did not unwrap"):
-        lying.rotate(MAIL, actor_uid=0, expected_current=0, now=NOW)
+        changing.rotate(lying.session, MAIL, actor_uid=0, expected_current=0, now=NOW)
     with pytest.raises(CustodyError, match="did not unwrap"):
-        lying.create_key(BANK, NOW)
+        changing.create_key(lying.session, BANK, NOW)
     assert honest.load_key(MAIL).info.version_count == 1
     assert [key.name for key in honest.list_keys()] == [MAIL]
-    honest.rotate(MAIL, actor_uid=0, expected_current=1, now=NOW)
+    changing.rotate(honest.session, MAIL, actor_uid=0, expected_current=1, now=NOW)
     honest.close()
     lying.close()
 
@@ -254,7 +254,7 @@ def test_ten_thousand_archived_versions_cost_one_row_and_one_unwrapping(
 ) -> None:
     """Opening a key reads its own row and its current version's, however many there are."""
     filling = made.open()
-    filling.create_key(MAIL, NOW)
+    changing.create_key(filling.session, MAIL, NOW)
     add_archived(filling, MAIL, 10_000)
     filling.close()
 
@@ -284,6 +284,6 @@ def test_ten_thousand_archived_versions_cost_one_row_and_one_unwrapping(
     assert checked == ["store_meta", "key_versions"] * 10
     assert custodian.unwrapped == 11
     assert indexes == [MAIL]
-    tags = store._memory._indexes[MAIL].tags
+    tags = store.session.memory._indexes[MAIL].tags
     assert len(tags) * tags.itemsize == 8 * 10_001
     store.close()

@@ -10,54 +10,58 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.unit.made_store import BANK, MAIL, NOW, MadeStore, make_store
+from tests.unit.made_store import BANK, KINDS, MAIL, NOW, MadeStore, make_store_of
 
 from keyside.names import KeyName
 from keyside_sidecar.custody import FileCustodian
+from keyside_sidecar.store import Store, changing
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkServerProcess
     from pathlib import Path
 
-    from keyside_sidecar.store import Store
-
 # Forked from a process that has imported everything and has no threads: quick, and safe.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.unit.made_store"])
-KILLS = 30
+KILLS = {"sqlite": 30, "postgresql": 12}
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> MadeStore:
-    tmp_path.chmod(0o700)
-    made = make_store(tmp_path)
+@pytest.fixture(params=KINDS)
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> MadeStore:
+    made = make_store_of(request, tmp_path)
     store = made.open()
-    store.create_key(MAIL, NOW)
+    changing.create_key(store.session, MAIL, NOW)
     store.close()
     return made
 
 
-def _open(path: Path) -> Store:
-    custodian = FileCustodian.load(
-        path.with_name(f"{path.name}.root.key"), owner_uids=frozenset({os.geteuid()})
-    )
-    return MadeStore(path, custodian).open(busy_timeout_s=30)
+def place(made: MadeStore) -> tuple[str, Path]:
+    """Return what another process needs to open the store."""
+    return made.url, made.path.with_name(f"{made.path.name}.root.key")
 
 
-def _rotate(path: Path, count: int, started: Any, reports: Connection) -> None:
+def _open(place: tuple[str, Path]) -> Store:
+    url, root_key = place
+    custodian = FileCustodian.load(root_key, owner_uids=frozenset({os.geteuid()}))
+    return Store.open(url, custodian, busy_timeout_s=30)
+
+
+def _rotate(place: tuple[str, Path], count: int, started: Any, reports: Connection) -> None:
     """Rotate, and report every version after its commit."""
-    store = _open(path)
+    store = _open(place)
     started.wait()
     for _ in range(count):
-        info = store.rotate(MAIL, actor_uid=0, expected_current=0, now=NOW).version.info
+        info = changing.rotate(
+            store.session, MAIL, actor_uid=0, expected_current=0, now=NOW
+        ).version.info
         reports.send((info.number, info.version_id))
 
 
-def _create(path: Path, started: Any, reports: Connection) -> None:
-    store = _open(path)
+def _create(place: tuple[str, Path], started: Any, reports: Connection) -> None:
+    store = _open(place)
     started.wait()
-    made = [store.create_key(KeyName(f"key-{n}"), NOW) for n in range(10)]
+    made = [changing.create_key(store.session, KeyName(f"key-{n}"), NOW) for n in range(10)]
     ids = [store.load_key(KeyName(f"key-{n}")).current.info.version_id for n in range(10)]
     reports.send((made, ids))
 
@@ -97,7 +101,7 @@ def check_whole(made: MadeStore, committed: dict[int, bytes]) -> int:
 
 def test_two_processes_racing_rotations_make_every_version_once(made: MadeStore) -> None:
     started = CONTEXT.Event()
-    children = [begin(_rotate, made.path, 50, started) for _ in range(2)]
+    children = [begin(_rotate, place(made), 50, started) for _ in range(2)]
     started.set()
     reported = [report for _, reports in children for report in drain(reports)]
     for child, _ in children:
@@ -109,7 +113,7 @@ def test_two_processes_racing_rotations_make_every_version_once(made: MadeStore)
 
 def test_processes_that_start_at_once_make_each_key_once(made: MadeStore) -> None:
     started = CONTEXT.Event()
-    children = [begin(_create, made.path, started) for _ in range(3)]
+    children = [begin(_create, place(made), started) for _ in range(3)]
     started.set()
     answers = [reports.recv() for _, reports in children]
     for child, _ in children:
@@ -127,8 +131,8 @@ def test_a_process_killed_at_any_instant_leaves_a_whole_store(made: MadeStore) -
     started.set()
     committed: dict[int, bytes] = {}
     count = 1
-    for _ in range(KILLS):
-        child, reports = begin(_rotate, made.path, 1_000_000, started)
+    for _ in range(KILLS[made.url.partition(":")[0].partition("+")[0]]):
+        child, reports = begin(_rotate, place(made), 1_000_000, started)
         number, version_id = reports.recv()
         committed[number] = version_id
         time.sleep(chance.uniform(0, 0.03))
@@ -145,13 +149,13 @@ def test_a_process_killed_at_any_instant_leaves_a_whole_store(made: MadeStore) -
 def test_a_killed_process_holds_up_nobody(made: MadeStore) -> None:
     started = CONTEXT.Event()
     started.set()
-    child, reports = begin(_rotate, made.path, 1_000_000, started)
+    child, reports = begin(_rotate, place(made), 1_000_000, started)
     reports.recv()
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
     child.join(60)
     drain(reports)
     store = made.open(busy_timeout_s=1)
-    store.rotate(MAIL, actor_uid=0, expected_current=0, now=NOW)
-    assert store.create_key(BANK, NOW)
+    changing.rotate(store.session, MAIL, actor_uid=0, expected_current=0, now=NOW)
+    assert changing.create_key(store.session, BANK, NOW)
     store.close()

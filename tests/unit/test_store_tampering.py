@@ -9,35 +9,69 @@ import shutil
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
-from tests.unit.made_store import BANK, MAIL, NOW, MadeStore, make_store, set_state
+from tests.unit.made_store import (
+    BANK,
+    KINDS,
+    MAIL,
+    NOW,
+    MadeOnServer,
+    MadeStore,
+    make_store,
+    make_store_on,
+    set_state,
+)
 
 from keyside_sidecar.errors import CustodyError, StoreError, StoreTampered
-from keyside_sidecar.store import Store, initialise_store
+from keyside_sidecar.store import Store, changing, initialise_store
 from keyside_sidecar.store.authentication import Authenticator, bind_material, encode_row
 from keyside_sidecar.store.tables import metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from support.postgresql import Server
+
+# The tables whose rows the store's digests hold together.
+DIGESTED = ("store_meta", "keys", "key_versions")
 COLUMNS = [(t.name, c.name) for t in metadata.sorted_tables for c in t.columns]
+SQLITE_ONLY = pytest.mark.parametrize("made", ["sqlite"], indirect=True)
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> MadeStore:
+@pytest.fixture(params=KINDS)
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> MadeStore:
     """Two keys: three versions of one, two of the other."""
+    if request.param == "postgresql":
+        pattern: MadeOnServer = request.getfixturevalue("pattern")
+        return pattern.copy(request, "keyside")
     tmp_path.chmod(0o700)
     made = make_store(tmp_path)
-    store = made.open()
-    for name, rotations in ((MAIL, 2), (BANK, 1)):
-        store.create_key(name, NOW)
-        for _ in range(rotations):
-            store.rotate(name, actor_uid=7, expected_current=0, now=NOW)
-    store.close()
+    fill(made)
     # One file that can be copied: the last connection has folded the log into it.
     assert not made.path.with_name("keyside.db-wal").exists()
     return made
+
+
+@pytest.fixture(scope="module")
+def pattern(
+    postgresql_server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MadeOnServer]:
+    """What every test on PostgreSQL begins with; copied, which is quick."""
+    made = make_store_on(postgresql_server, tmp_path_factory.mktemp("pattern"))
+    fill(made)
+    yield made
+    made.database.drop()
+
+
+def fill(made: MadeStore) -> None:
+    store = made.open()
+    for name, rotations in ((MAIL, 2), (BANK, 1)):
+        changing.create_key(store.session, name, NOW)
+        for _ in range(rotations):
+            changing.rotate(store.session, name, actor_uid=7, expected_current=0, now=NOW)
+    store.close()
 
 
 def read_all(store: Store) -> None:
@@ -75,29 +109,34 @@ def test_an_untouched_store_reads(made: MadeStore) -> None:
     read_afresh(made)
 
 
-@pytest.mark.parametrize(("table", "column"), COLUMNS)
+@pytest.mark.parametrize(("table", "column"), [c for c in COLUMNS if c[0] in DIGESTED])
 def test_any_column_of_any_row_changed_by_hand_is_refused(
     made: MadeStore, table: str, column: str
 ) -> None:
     """Every column of every row, to another value, another type and NULL."""
-    rows = made.run(f"SELECT rowid, {column} FROM {table}")
-    original = made.path.read_bytes()
+    made.drop_checks()
+    # Any other column finds the row again.
+    by = {"keys": "name", "key_versions": "version_id", "store_meta": "id"}[table]
+    if column == by:
+        by = "mac"
+    rows = made.run(f"SELECT {by}, {column} FROM {table}")
     tried = 0
-    for rowid, value in rows:
+    for place, value in rows:
         for other in alter(value):
-            made.path.write_bytes(original)
             try:
-                made.run(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", other, rowid)
-            except sqlite3.IntegrityError:  # the schema itself does not take it
+                made.run(f"UPDATE {table} SET {column} = ? WHERE {by} = ?", other, place)
+            except (sqlite3.IntegrityError, psycopg.Error):  # the schema itself does not take it
                 continue
-            if made.run(f"SELECT {column} FROM {table} WHERE rowid = ?", rowid) == [(value,)]:
-                continue  # the column's affinity turned it back into what it was
+            if made.run(f"SELECT {column} FROM {table} WHERE {by} = ?", place) == [(value,)]:
+                continue  # the column's type turned it back into what it was
             tried += 1
             with pytest.raises((StoreTampered, CustodyError)) as caught:
                 read_afresh(made)
             if (table, column) != ("store_meta", "root_key_id"):
                 assert caught.type is StoreTampered
+            made.run(f"UPDATE {table} SET {column} = ? WHERE {by} = ?", value, place)
     assert tried
+    read_afresh(made)
 
 
 def swap(made: MadeStore, *columns: str) -> None:
@@ -115,12 +154,19 @@ def renumber(made: MadeStore) -> None:
         made.run("UPDATE key_versions SET number = ? WHERE number = ?", new, old)
 
 
+def forge(made: MadeStore, table: str, where: str, **changed: Any) -> None:
+    """Add a copy of a row with some columns changed."""
+    columns = [c for t, c in COLUMNS if t == table]
+    names = ", ".join(columns)
+    (row,) = made.run(f"SELECT {names} FROM {table} WHERE {where}")
+    marks = ", ".join("?" for _ in columns)
+    values = {**dict(zip(columns, row, strict=True)), **changed}
+    made.run(f"INSERT INTO {table} ({names}) VALUES ({marks})", *values.values())
+
+
 def forge_version(made: MadeStore) -> None:
-    made.run(
-        "INSERT INTO key_versions SELECT key_name, 4, randomblob(16), 'ARCHIVED', wrapped,"
-        " root_key_id, created_at, activated_at, archived_at, made_by_uid, generation, mac"
-        " FROM key_versions WHERE number = 3"
-    )
+    where = "key_name = 'mail-credentials' AND number = 3"
+    forge(made, "key_versions", where, number=4, version_id=os.urandom(16), state="ARCHIVED")
 
 
 CHANGES: dict[str, Callable[[MadeStore], object]] = {
@@ -144,10 +190,7 @@ CHANGES: dict[str, Callable[[MadeStore], object]] = {
         made.run("DELETE FROM key_versions WHERE key_name = 'bank-details'"),
         made.run("DELETE FROM keys WHERE name = 'bank-details'"),
     ),
-    "a key added": lambda made: made.run(
-        "INSERT INTO keys SELECT 'forged', created_at, current_number, last_number,"
-        " versions_digest, generation, mac FROM keys WHERE name = 'bank-details'"
-    ),
+    "a key added": lambda made: forge(made, "keys", "name = 'bank-details'", name="forged"),
     "all keys deleted": lambda m: (m.run("DELETE FROM key_versions"), m.run("DELETE FROM keys")),
     "the store's row deleted": lambda made: made.run("DELETE FROM store_meta"),
     "a disabled state written": lambda made: made.run(
@@ -175,24 +218,23 @@ def test_a_store_that_is_open_refuses_them_as_well(made: MadeStore, name: str) -
     store.close()
 
 
-def put_back(made: MadeStore, table: str, where: str, old: Path) -> None:
+def put_back(made: MadeStore, table: str, where: str, old: MadeStore) -> None:
     columns = [c for t, c in COLUMNS if t == table]
     names = ", ".join(columns)
-    copy = MadeStore(old, made.custodian).run(f"SELECT {names} FROM {table} WHERE {where}")
+    copy = old.run(f"SELECT {names} FROM {table} WHERE {where}")
     assert copy
+    made.run(f"DELETE FROM {table} WHERE {where}")
     for row in copy:
-        made.run(f"DELETE FROM {table} WHERE {where}")
         marks = ", ".join("?" for _ in columns)
         made.run(f"INSERT INTO {table} ({names}) VALUES ({marks})", *row)
 
 
 @pytest.fixture
-def past(made: MadeStore) -> Path:
+def past(made: MadeStore, request: pytest.FixtureRequest) -> MadeStore:
     """A copy of the store from before the last rotation."""
-    past = made.path.with_name("past.db")
-    shutil.copy(made.path, past)
+    past = made.copy(request, "past.db")
     store = made.open()
-    store.rotate(MAIL, actor_uid=7, expected_current=3, now=NOW)
+    changing.rotate(store.session, MAIL, actor_uid=7, expected_current=3, now=NOW)
     store.close()
     return past
 
@@ -206,7 +248,7 @@ def past(made: MadeStore) -> Path:
     ],
 )
 def test_an_older_copy_of_a_row_put_back_is_refused(
-    made: MadeStore, past: Path, table: str, where: str
+    made: MadeStore, past: MadeStore, table: str, where: str
 ) -> None:
     """Its MAC is valid; the digest of its set is not of it."""
     made.run("DROP INDEX key_versions_one_current")
@@ -215,12 +257,11 @@ def test_an_older_copy_of_a_row_put_back_is_refused(
 
 
 def test_a_running_process_refuses_an_older_copy_of_a_version_that_it_has_checked(
-    made: MadeStore,
+    made: MadeStore, request: pytest.FixtureRequest
 ) -> None:
     """Its MAC is valid and the set is not read again: 64 bits of its term tell."""
+    past = made.copy(request, "past.db")
     store = made.open()
-    past = made.path.with_name("past.db")
-    shutil.copy(made.path, past)
     set_state(store, MAIL, 1, "DISABLED")
     assert store.find_version(MAIL, 1).info.state == "DISABLED"
     put_back(made, "key_versions", "key_name = 'mail-credentials' AND number = 1", past)
@@ -236,12 +277,13 @@ def test_a_running_process_refuses_an_older_copy_of_a_version_that_it_has_checke
     store.close()
 
 
-def test_a_running_process_refuses_a_version_from_the_future(made: MadeStore) -> None:
+def test_a_running_process_refuses_a_version_from_the_future(
+    made: MadeStore, request: pytest.FixtureRequest
+) -> None:
     """A row with a valid MAC of a copy that went on, at a number that this store has not given."""
-    ahead = made.path.with_name("ahead.db")
-    shutil.copy(made.path, ahead)
-    other = MadeStore(ahead, made.custodian).open()
-    other.rotate(MAIL, actor_uid=7, expected_current=3, now=NOW)
+    ahead = made.copy(request, "ahead.db")
+    other = ahead.open()
+    changing.rotate(other.session, MAIL, actor_uid=7, expected_current=3, now=NOW)
     other.close()
     store = made.open()
     store.find_version(MAIL, 1)
@@ -274,8 +316,8 @@ def test_a_change_that_miscounts_its_versions_is_refused_before_the_commit(
 ) -> None:
     """A mistake of our own: the digest fits, and nobody would ever find the version."""
     store = made.open()
-    with pytest.raises(StoreTampered, match="set of versions"), store._writing() as draft:
-        version, _ = store._wrapping.make_version(MAIL, 4, NOW, None)
+    with pytest.raises(StoreTampered, match="set of versions"), store.session.changing() as draft:
+        version, _ = draft.reader.wrapping.make_version(MAIL, 4, NOW, None, 0)
         key = draft.snapshot.keys[MAIL]
         draft.change.change_key(key, {}, added=[{**version, "state": "PENDING"}])
         draft.finish(MAIL)
@@ -284,7 +326,7 @@ def test_a_change_that_miscounts_its_versions_is_refused_before_the_commit(
 
 
 def test_an_older_key_with_its_older_versions_put_back_is_refused(
-    made: MadeStore, past: Path
+    made: MadeStore, past: MadeStore
 ) -> None:
     made.run("DELETE FROM key_versions WHERE key_name = 'mail-credentials' AND number = 4")
     put_back(made, "key_versions", "key_name = 'mail-credentials' AND number = 3", past)
@@ -292,12 +334,30 @@ def test_an_older_key_with_its_older_versions_put_back_is_refused(
     refuse(made)
 
 
+def test_a_running_process_refuses_a_store_whose_rows_all_went_back(
+    made: MadeStore, past: MadeStore
+) -> None:
+    """I10: every row fits every other; only the generation tells."""
+    store = made.open()
+    assert store.load_key(MAIL).info.current_number == 4
+    for table in reversed(DIGESTED):
+        made.run(f"DELETE FROM {table}")
+    for table in DIGESTED:
+        put_back(made, table, "1 = 1", past)
+    with pytest.raises(StoreTampered, match="older"):
+        store.read_meta()
+    with pytest.raises(StoreTampered, match="older"):
+        changing.rotate(store.session, MAIL, actor_uid=7, expected_current=0, now=NOW)
+    store.close()
+
+
+@SQLITE_ONLY
 def test_a_running_process_refuses_a_store_that_went_back_whole(made: MadeStore) -> None:
     """I10: an older copy of the whole store fits in itself; the generation tells."""
     past = made.path.with_name("past.db")
     shutil.copy(made.path, past)
     store = made.open()
-    store.rotate(MAIL, actor_uid=7, expected_current=3, now=NOW)
+    changing.rotate(store.session, MAIL, actor_uid=7, expected_current=3, now=NOW)
     newest = made.path.with_name("newest.db")
     made.run("VACUUM INTO ?", str(newest))
     newest.chmod(0o600)
@@ -307,7 +367,7 @@ def test_a_running_process_refuses_a_store_that_went_back_whole(made: MadeStore)
     with pytest.raises(StoreTampered, match="older"):
         store.read_meta()
     with pytest.raises(StoreTampered, match="older"):
-        store.rotate(MAIL, actor_uid=7, expected_current=0, now=NOW)
+        changing.rotate(store.session, MAIL, actor_uid=7, expected_current=0, now=NOW)
     newest.replace(made.path)
     for side in ("-wal", "-shm"):
         made.path.with_name(f"keyside.db{side}").unlink(missing_ok=True)
@@ -315,22 +375,24 @@ def test_a_running_process_refuses_a_store_that_went_back_whole(made: MadeStore)
     store.close()
 
 
+@SQLITE_ONLY
 def test_a_running_process_refuses_a_fork_with_the_same_generation(made: MadeStore) -> None:
     """Two copies of one store that each went on by one are not the same store."""
     past = made.path.with_name("past.db")
     shutil.copy(made.path, past)
     other = MadeStore(past, made.custodian).open()
-    other.rotate(BANK, actor_uid=7, expected_current=0, now=NOW)
+    changing.rotate(other.session, BANK, actor_uid=7, expected_current=0, now=NOW)
     other.close()
     store = made.open()
-    store.rotate(MAIL, actor_uid=7, expected_current=0, now=NOW)
-    store._database.close()
+    changing.rotate(store.session, MAIL, actor_uid=7, expected_current=0, now=NOW)
+    store.session.database.close()
     past.replace(made.path)
     with pytest.raises(StoreTampered, match="different"):
         store.read_meta()
     store.close()
 
 
+@SQLITE_ONLY
 def test_a_running_process_refuses_another_store_of_the_same_root_key(made: MadeStore) -> None:
     """MACs are bound to the store."""
     store = made.open()
@@ -342,11 +404,12 @@ def test_a_running_process_refuses_another_store_of_the_same_root_key(made: Made
     store.close()
 
 
-def test_a_row_of_another_store_under_the_same_root_key_is_refused(made: MadeStore) -> None:
-    other = made.path.with_name("other.db")
-    initialise_store(f"sqlite:///{other}", made.custodian, uid=os.geteuid(), gid=os.getegid())
-    theirs = MadeStore(other, made.custodian).open()
-    theirs.create_key(MAIL, NOW)
+def test_a_row_of_another_store_under_the_same_root_key_is_refused(
+    made: MadeStore, request: pytest.FixtureRequest
+) -> None:
+    other = made.make_another(request, "other.db")
+    theirs = other.open()
+    changing.create_key(theirs.session, MAIL, NOW)
     theirs.close()
     made.run("DELETE FROM key_versions WHERE key_name = 'mail-credentials' AND number > 1")
     put_back(made, "key_versions", "key_name = 'mail-credentials' AND number = 1", other)
@@ -360,15 +423,16 @@ def test_a_change_does_not_launder_what_is_wrong_below_it(made: MadeStore) -> No
     before = made.run("SELECT * FROM key_versions ORDER BY 1, 2")
     store = made.open()
     with pytest.raises(StoreTampered):
-        store.rotate(MAIL, actor_uid=7, expected_current=0, now=NOW)
+        changing.rotate(store.session, MAIL, actor_uid=7, expected_current=0, now=NOW)
     assert made.run("SELECT * FROM key_versions ORDER BY 1, 2") == before
     assert store.load_key(BANK).info.current_number == 2, "the other key is sound"
-    store.rotate(BANK, actor_uid=7, expected_current=0, now=NOW)
+    changing.rotate(store.session, BANK, actor_uid=7, expected_current=0, now=NOW)
     with pytest.raises(StoreTampered):
         store.load_key(MAIL)
     store.close()
 
 
+@SQLITE_ONLY
 def test_a_trigger_that_alters_what_is_written_is_refused_before_the_commit(
     made: MadeStore,
 ) -> None:
@@ -378,7 +442,7 @@ def test_a_trigger_that_alters_what_is_written_is_refused_before_the_commit(
     )
     store = made.open()
     with pytest.raises(StoreTampered):
-        store.rotate(MAIL, actor_uid=7, expected_current=0, now=NOW)
+        changing.rotate(store.session, MAIL, actor_uid=7, expected_current=0, now=NOW)
     assert made.run("SELECT max(number) FROM key_versions") == [(3,)]
     store.close()
 
@@ -392,6 +456,7 @@ PREDECESSOR = (
 )
 
 
+@SQLITE_ONLY
 @pytest.mark.parametrize(
     "trigger",
     [
@@ -413,13 +478,14 @@ def test_a_trigger_on_the_stores_row_or_the_predecessor_is_refused_before_the_co
     made.run(trigger)
     store = made.open()
     with pytest.raises(StoreTampered):
-        store.rotate(MAIL, actor_uid=7, expected_current=0, now=NOW)
+        changing.rotate(store.session, MAIL, actor_uid=7, expected_current=0, now=NOW)
     assert [made.run(f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables] == before
     assert store.load_key(MAIL).info.current_number == 3
     store.close()
     read_afresh(made)
 
 
+@SQLITE_ONLY
 def test_an_authenticator_shows_nothing_of_its_keys(made: MadeStore) -> None:
     """I7: no secret in a repr, a pickle or a copy."""
     authenticator = Authenticator(made.custodian, bytes(16))
@@ -461,6 +527,7 @@ def test_the_encoding_tells_apart_what_looks_alike() -> None:
     assert len({encode_row(bytes(16), *row) for row in rows}) == len(rows)
 
 
+@SQLITE_ONLY
 def test_columns_that_are_null_do_not_count(made: MadeStore) -> None:
     """A migration that adds nullable columns leaves old rows' MACs valid."""
     authenticator = Authenticator(made.custodian, bytes(16))
@@ -476,6 +543,7 @@ def test_values_that_no_column_has_are_refused(value: Any) -> None:
         encode_row(bytes(16), "t", {"a": value})
 
 
+@SQLITE_ONLY
 def test_digests_hide_their_sums(made: MadeStore) -> None:
     """Two digests of the same rows differ, and both fit."""
     authenticator = Authenticator(made.custodian, bytes(16))

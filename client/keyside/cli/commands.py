@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keyside.cli import crypt, keys, status
+from keyside.cli import crypt, keys, rewrap, status
 from keyside.cli.connection import Connection
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def completion(shell: str) -> None:
 _COMMANDS: Sequence[click.Command] = (
     crypt.encrypt,
     crypt.decrypt,
-    crypt.rewrap,
+    rewrap.rewrap,
+    rewrap.reencrypt,
     keys.keys,
     status.status,
 )

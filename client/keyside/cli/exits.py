@@ -10,13 +10,16 @@ from keyside.errors import (
     InvalidArgument,
     KeysideError,
     LimitExceeded,
+    NoSuchVersion,
     NotPermitted,
     Unavailable,
     UntrustedSocket,
     VersionUnusable,
+    WrongVersionState,
 )
 
 OK: Final = 0
+DECLINED: Final = 1
 USAGE: Final = 64
 DATA: Final = 65
 NO_INPUT: Final = 66
@@ -24,6 +27,7 @@ UNAVAILABLE: Final = 69
 INTERNAL: Final = 70
 CANT_CREATE: Final = 73
 IO_ERROR: Final = 74
+TRY_AGAIN: Final = 75
 NOT_PERMITTED: Final = 77
 CONFIG: Final = 78
 INTERRUPTED: Final = 130
@@ -33,6 +37,8 @@ _BY_ERROR: Final[tuple[tuple[type[KeysideError], int], ...]] = (
     (InvalidArgument, DATA),
     (EnvelopeRejected, DATA),
     (VersionUnusable, DATA),
+    (NoSuchVersion, DATA),
+    (WrongVersionState, DATA),
     (Conflict, DATA),
     (Unavailable, UNAVAILABLE),
     (LimitExceeded, UNAVAILABLE),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 import sys
 from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
+from keyside.cli.temporary import create_temporary, open_folder
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -77,6 +77,7 @@ class Output:
         self._target = ""
         self._temporary = ""
         self._descriptor = -1
+        self._folder = -1
 
     @property
     def is_guarded_terminal(self) -> bool:
@@ -117,9 +118,10 @@ class Output:
                 file.write(data)
             if self._temporary:
                 os.fsync(self._descriptor)
-                os.rename(self._temporary, self._target)  # noqa: PTH104
+                name = os.path.basename(self._target)  # noqa: PTH119
+                os.rename(self._temporary, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
                 self._temporary = ""
-                self._sync_directory()
+                os.fsync(self._folder)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -136,32 +138,23 @@ class Output:
         self._discard()
 
     def _create(self, existing: os.stat_result | None) -> None:
-        folder, name = os.path.split(self._target)
-        temporary = f"{folder}/.{name[:200]}.{secrets.token_hex(8)}"
         mode = _NEW_SECRET_MODE if self._secret or existing is not None else _NEW_MODE
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._descriptor = os.open(temporary, flags, mode)
-        self._temporary = temporary
+        self._folder = open_folder(os.path.dirname(self._target))  # noqa: PTH120
+        self._descriptor, self._temporary = create_temporary(self._folder, mode)
         if existing is not None and not self._secret:
             with contextlib.suppress(PermissionError):
                 os.fchown(self._descriptor, existing.st_uid, existing.st_gid)
             os.fchmod(self._descriptor, stat.S_IMODE(existing.st_mode) & 0o777)
 
-    def _sync_directory(self) -> None:
-        folder = os.open(os.path.dirname(self._target), os.O_RDONLY | os.O_DIRECTORY)  # noqa: PTH120
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
     def _discard(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
         if self._temporary:
             with contextlib.suppress(OSError):
-                os.unlink(self._temporary)  # noqa: PTH108
+                os.unlink(self._temporary, dir_fd=self._folder)
             self._temporary = ""
+        for descriptor in (self._descriptor, self._folder):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._folder = -1
 
     @staticmethod
     def _look(path: str) -> os.stat_result | None:

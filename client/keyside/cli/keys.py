@@ -6,18 +6,27 @@ from typing import TYPE_CHECKING
 
 import click
 
+from keyside.cli.asking import require_consent, require_somebody_to_ask
 from keyside.cli.connection import KEY_NAME, Connection, as_json, print_json
+from keyside.cli.key_facts import key_facts, process_facts, version_facts
+from keyside.cli.show import show
 from keyside.cli.tables import format_time, print_table
+from keyside.cli.versions import (
+    assume_yes,
+    cancel_destroy,
+    destroy,
+    disable,
+    enable,
+    tell_unacknowledged,
+)
 
 if TYPE_CHECKING:
-    from keyside.facts import Key, KeyVersion
-
-_PAGE_SIZE = 1000
+    from keyside.facts import Key
 
 
 @click.group()
 def keys() -> None:
-    """List, show and rotate keys."""
+    """List, show and roll keys over; disable and destroy their versions."""
 
 
 @keys.command("list")
@@ -28,7 +37,7 @@ def list_command(connection: Connection, *, as_json: bool) -> None:
     with connection.open() as client:
         found = client.list_keys()
     if as_json:
-        print_json({"keys": [_key_facts(key) for key in found]})
+        print_json({"keys": [key_facts(key) for key in found]})
         return
     print_table(
         ("KEY", "CURRENT", "VERSIONS", "SINCE", "SUITE"),
@@ -47,98 +56,77 @@ def list_command(connection: Connection, *, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("key", type=KEY_NAME)
-@as_json
-@click.pass_obj
-def show(connection: Connection, key: str, *, as_json: bool) -> None:
-    """Show KEY and its versions, newest first."""
-    with connection.open() as client:
-        found = client.get_key(key)
-        versions = list(client.iter_versions(key, page_size=_PAGE_SIZE))
-    if as_json:
-        facts = [_version_facts(version) for version in versions]
-        print_json({"key": _key_facts(found), "versions": facts})
-        return
-    print_table(
-        ("KEY", "CURRENT", "VERSIONS", "CREATED", "SUITE"),
-        [
-            (
-                found.name,
-                str(found.current_version),
-                str(found.version_count),
-                format_time(found.created_at),
-                found.suite,
-            )
-        ],
-    )
-    click.echo()
-    print_table(
-        ("VERSION", "STATE", "CREATED", "CURRENT FROM", "ARCHIVED", "ID"),
-        [
-            (
-                str(version.number),
-                version.state.value,
-                format_time(version.created_at),
-                format_time(version.activated_at),
-                format_time(version.archived_at),
-                version.id,
-            )
-            for version in versions
-        ],
-    )
-
-
-@keys.command()
-@click.argument("key", type=KEY_NAME)
 @click.option(
     "--expected-current",
     metavar="NUMBER",
     type=click.IntRange(1, 2**32 - 1),
     help="Rotate only if this version is current.",
 )
+@click.option(
+    "--compromised",
+    is_flag=True,
+    help="The current version may have leaked: disable it.",
+)
+@assume_yes
 @as_json
 @click.pass_obj
 def rotate(
-    connection: Connection, key: str, expected_current: int | None, *, as_json: bool
-) -> None:
+    connection: Connection,
+    key: str,
+    expected_current: int | None,
+    *,
+    compromised: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
     """Make a new current version of KEY. For operators.
 
     The version before it is archived: it goes on decrypting. There is no way back, and no need
-    for one, so this does not ask.
+    for one, so this does not ask. With --compromised the version before it is disabled everywhere
+    at once, and this does ask.
     """
+    if compromised:
+        require_somebody_to_ask(yes=yes)
     with connection.open() as client:
-        done = client.rotate_key(key, expected_current)
+        if compromised:
+            expected_current = _confirm_compromised(client.get_key(key), expected_current, yes=yes)
+        done = client.rotate_key(key, expected_current, compromised=compromised)
     if as_json:
         print_json(
             {
-                "key": _key_facts(done.key),
-                "version": _version_facts(done.version),
-                "previous": _version_facts(done.previous),
+                "key": key_facts(done.key),
+                "version": version_facts(done.version),
+                "previous": version_facts(done.previous),
+                "unacknowledged": process_facts(done.unacknowledged),
             }
         )
-        return
-    click.echo(
-        f"{key}: version {done.version.number} is current; "
-        f"version {done.previous.number} is archived and goes on decrypting"
-    )
+    else:
+        previous = "disabled" if compromised else "archived and goes on decrypting"
+        click.echo(
+            f"{key}: version {done.version.number} is current; "
+            f"version {done.previous.number} is {previous}"
+        )
+    return tell_unacknowledged(done.unacknowledged)
 
 
-def _key_facts(key: Key) -> dict[str, object]:
-    return {
-        "name": key.name,
-        "current_version": key.current_version,
-        "version_count": key.version_count,
-        "created_at": format_time(key.created_at) or None,
-        "rotated_at": format_time(key.rotated_at) or None,
-        "suite": key.suite,
-    }
+def _confirm_compromised(found: Key, expected_current: int | None, *, yes: bool) -> int:
+    """Say what it means and ask; return the version that this was said of."""
+    number = found.current_version if expected_current is None else expected_current
+    key = found.name
+    lines = [
+        f"Version {number} of {key} is disabled everywhere at once, and a new version is made:",
+        f"  - what is sealed under version {number} does not open until an operator enables it",
+        f"    again (keyside keys enable {key} {number});",
+        "  - what leaked with it is cured by a new data key alone: enable it if needed, and run",
+        "    keyside reencrypt on all that was sealed under it.",
+    ]
+    if found.pending_version is not None:
+        lines.insert(
+            3, f"  - version {found.pending_version}, made to follow it, is disabled with it;"
+        )
+    require_consent("\n".join(lines), f"Disable version {number} of {key}?", yes=yes)
+    return number
 
 
-def _version_facts(version: KeyVersion) -> dict[str, object]:
-    return {
-        "number": version.number,
-        "id": version.id,
-        "state": version.state.value,
-        "created_at": format_time(version.created_at) or None,
-        "activated_at": format_time(version.activated_at) or None,
-        "archived_at": format_time(version.archived_at) or None,
-    }
+for _command in (show, disable, enable, destroy, cancel_destroy):
+    keys.add_command(_command)

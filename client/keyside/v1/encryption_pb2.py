@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkeyside/v1/encryption.proto\x12\nkeyside.v1\",\n\rKeyVersionRef\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"\x9f\x01\n\x0e\x45ncryptRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x16\n\tplaintext\x18\x02 \x01(\x0c\x42\x03\x80\x01\x01\x12\x38\n\x07\x63ontext\x18\x03 \x03(\x0b\x32\'.keyside.v1.EncryptRequest.ContextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\x0f\x45ncryptResponse\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\"\x8c\x01\n\x0e\x44\x65\x63ryptRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x38\n\x07\x63ontext\x18\x02 \x03(\x0b\x32\'.keyside.v1.DecryptRequest.ContextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x0f\x44\x65\x63ryptResponse\x12\x16\n\tplaintext\x18\x01 \x01(\x0c\x42\x03\x80\x01\x01\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\"!\n\rRewrapRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"{\n\x0eRewrapResponse\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12+\n\x08previous\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\x12*\n\x07version\x18\x03 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef2\xdc\x01\n\x11\x45ncryptionService\x12\x42\n\x07\x45ncrypt\x12\x1a.keyside.v1.EncryptRequest\x1a\x1b.keyside.v1.EncryptResponse\x12\x42\n\x07\x44\x65\x63rypt\x12\x1a.keyside.v1.DecryptRequest\x1a\x1b.keyside.v1.DecryptResponse\x12?\n\x06Rewrap\x12\x19.keyside.v1.RewrapRequest\x1a\x1a.keyside.v1.RewrapResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkeyside/v1/encryption.proto\x12\nkeyside.v1\",\n\rKeyVersionRef\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"\x9f\x01\n\x0e\x45ncryptRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x16\n\tplaintext\x18\x02 \x01(\x0c\x42\x03\x80\x01\x01\x12\x38\n\x07\x63ontext\x18\x03 \x03(\x0b\x32\'.keyside.v1.EncryptRequest.ContextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\x0f\x45ncryptResponse\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\"\x8c\x01\n\x0e\x44\x65\x63ryptRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x38\n\x07\x63ontext\x18\x02 \x03(\x0b\x32\'.keyside.v1.DecryptRequest.ContextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x0f\x44\x65\x63ryptResponse\x12\x16\n\tplaintext\x18\x01 \x01(\x0c\x42\x03\x80\x01\x01\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\"!\n\rRewrapRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"{\n\x0eRewrapResponse\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12+\n\x08previous\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\x12*\n\x07version\x18\x03 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\"\x90\x01\n\x10ReencryptRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12:\n\x07\x63ontext\x18\x02 \x03(\x0b\x32).keyside.v1.ReencryptRequest.ContextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"~\n\x11ReencryptResponse\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12+\n\x08previous\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\x12*\n\x07version\x18\x03 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef2\xa6\x02\n\x11\x45ncryptionService\x12\x42\n\x07\x45ncrypt\x12\x1a.keyside.v1.EncryptRequest\x1a\x1b.keyside.v1.EncryptResponse\x12\x42\n\x07\x44\x65\x63rypt\x12\x1a.keyside.v1.DecryptRequest\x1a\x1b.keyside.v1.DecryptResponse\x12?\n\x06Rewrap\x12\x19.keyside.v1.RewrapRequest\x1a\x1a.keyside.v1.RewrapResponse\x12H\n\tReencrypt\x12\x1c.keyside.v1.ReencryptRequest\x1a\x1d.keyside.v1.ReencryptResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECRYPTREQUEST_CONTEXTENTRY']._serialized_options = b'8\001'
   _globals['_DECRYPTRESPONSE'].fields_by_name['plaintext']._loaded_options = None
   _globals['_DECRYPTRESPONSE'].fields_by_name['plaintext']._serialized_options = b'\200\001\001'
+  _globals['_REENCRYPTREQUEST_CONTEXTENTRY']._loaded_options = None
+  _globals['_REENCRYPTREQUEST_CONTEXTENTRY']._serialized_options = b'8\001'
   _globals['_KEYVERSIONREF']._serialized_start=43
   _globals['_KEYVERSIONREF']._serialized_end=87
   _globals['_ENCRYPTREQUEST']._serialized_start=90
@@ -57,6 +59,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REWRAPREQUEST']._serialized_end=595
   _globals['_REWRAPRESPONSE']._serialized_start=597
   _globals['_REWRAPRESPONSE']._serialized_end=720
-  _globals['_ENCRYPTIONSERVICE']._serialized_start=723
-  _globals['_ENCRYPTIONSERVICE']._serialized_end=943
+  _globals['_REENCRYPTREQUEST']._serialized_start=723
+  _globals['_REENCRYPTREQUEST']._serialized_end=867
+  _globals['_REENCRYPTREQUEST_CONTEXTENTRY']._serialized_start=203
+  _globals['_REENCRYPTREQUEST_CONTEXTENTRY']._serialized_end=249
+  _globals['_REENCRYPTRESPONSE']._serialized_start=869
+  _globals['_REENCRYPTRESPONSE']._serialized_end=995
+  _globals['_ENCRYPTIONSERVICE']._serialized_start=998
+  _globals['_ENCRYPTIONSERVICE']._serialized_end=1292
 # @@protoc_insertion_point(module_scope)

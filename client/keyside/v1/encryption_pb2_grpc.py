@@ -58,6 +58,11 @@ class EncryptionServiceStub:
                 request_serializer=keyside_dot_v1_dot_encryption__pb2.RewrapRequest.SerializeToString,
                 response_deserializer=keyside_dot_v1_dot_encryption__pb2.RewrapResponse.FromString,
                 _registered_method=True)
+        self.Reencrypt = channel.unary_unary(
+                '/keyside.v1.EncryptionService/Reencrypt',
+                request_serializer=keyside_dot_v1_dot_encryption__pb2.ReencryptRequest.SerializeToString,
+                response_deserializer=keyside_dot_v1_dot_encryption__pb2.ReencryptResponse.FromString,
+                _registered_method=True)
 
 
 class EncryptionServiceServicer:
@@ -98,6 +103,16 @@ class EncryptionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reencrypt(self, request, context):
+        """Opens an envelope and seals its plaintext anew, under the current version
+        and a fresh data key: what helps after a version has leaked. The plaintext
+        does not leave the sidecar. Needs the permissions to decrypt and to encrypt.
+        May be repeated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EncryptionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -115,6 +130,11 @@ def add_EncryptionServiceServicer_to_server(servicer, server):
                     servicer.Rewrap,
                     request_deserializer=keyside_dot_v1_dot_encryption__pb2.RewrapRequest.FromString,
                     response_serializer=keyside_dot_v1_dot_encryption__pb2.RewrapResponse.SerializeToString,
+            ),
+            'Reencrypt': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reencrypt,
+                    request_deserializer=keyside_dot_v1_dot_encryption__pb2.ReencryptRequest.FromString,
+                    response_serializer=keyside_dot_v1_dot_encryption__pb2.ReencryptResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -207,6 +227,33 @@ class EncryptionService:
             '/keyside.v1.EncryptionService/Rewrap',
             keyside_dot_v1_dot_encryption__pb2.RewrapRequest.SerializeToString,
             keyside_dot_v1_dot_encryption__pb2.RewrapResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reencrypt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyside.v1.EncryptionService/Reencrypt',
+            keyside_dot_v1_dot_encryption__pb2.ReencryptRequest.SerializeToString,
+            keyside_dot_v1_dot_encryption__pb2.ReencryptResponse.FromString,
             options,
             channel_credentials,
             insecure,

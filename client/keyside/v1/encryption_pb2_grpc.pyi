@@ -55,6 +55,12 @@ class EncryptionServiceStub:
     says nothing about the payload's integrity, and does not cure a leaked
     version. Needs the permission to decrypt. May be repeated.
     """
+    Reencrypt: _grpc.UnaryUnaryMultiCallable[_encryption_pb2.ReencryptRequest, _encryption_pb2.ReencryptResponse]
+    """Opens an envelope and seals its plaintext anew, under the current version
+    and a fresh data key: what helps after a version has leaked. The plaintext
+    does not leave the sidecar. Needs the permissions to decrypt and to encrypt.
+    May be repeated.
+    """
 
 @_typing.type_check_only
 class EncryptionServiceAsyncStub(EncryptionServiceStub):
@@ -82,6 +88,12 @@ class EncryptionServiceAsyncStub(EncryptionServiceStub):
     carried over byte for byte and is not opened, so this needs no context,
     says nothing about the payload's integrity, and does not cure a leaked
     version. Needs the permission to decrypt. May be repeated.
+    """
+    Reencrypt: _aio.UnaryUnaryMultiCallable[_encryption_pb2.ReencryptRequest, _encryption_pb2.ReencryptResponse]  # type: ignore[assignment]
+    """Opens an envelope and seals its plaintext anew, under the current version
+    and a fresh data key: what helps after a version has leaked. The plaintext
+    does not leave the sidecar. Needs the permissions to decrypt and to encrypt.
+    May be repeated.
     """
 
 class EncryptionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -125,6 +137,18 @@ class EncryptionServiceServicer(metaclass=_abc_1.ABCMeta):
         carried over byte for byte and is not opened, so this needs no context,
         says nothing about the payload's integrity, and does not cure a leaked
         version. Needs the permission to decrypt. May be repeated.
+        """
+
+    @_abc_1.abstractmethod
+    def Reencrypt(
+        self,
+        request: _encryption_pb2.ReencryptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_encryption_pb2.ReencryptResponse, _abc.Awaitable[_encryption_pb2.ReencryptResponse]]:
+        """Opens an envelope and seals its plaintext anew, under the current version
+        and a fresh data key: what helps after a version has leaked. The plaintext
+        does not leave the sidecar. Needs the permissions to decrypt and to encrypt.
+        May be repeated.
         """
 
 def add_EncryptionServiceServicer_to_server(servicer: EncryptionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

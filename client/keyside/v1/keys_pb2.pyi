@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -64,11 +65,23 @@ class KeyVersion(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     ACTIVATED_AT_FIELD_NUMBER: _builtins.int
     ARCHIVED_AT_FIELD_NUMBER: _builtins.int
+    MADE_BY_UID_FIELD_NUMBER: _builtins.int
+    DISABLED_AT_FIELD_NUMBER: _builtins.int
+    DISABLED_BY_UID_FIELD_NUMBER: _builtins.int
+    DESTROY_REQUESTED_AT_FIELD_NUMBER: _builtins.int
+    DESTROY_REQUESTED_BY_UID_FIELD_NUMBER: _builtins.int
+    DESTROY_IN_FIELD_NUMBER: _builtins.int
+    DESTROYED_AT_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """1, 2, 3 ...; never reused."""
     id: _builtins.bytes
     """16 random bytes that name this version's material for ever."""
     state: Global___KeyVersionState.ValueType
+    made_by_uid: _builtins.int
+    """Who made it; unset where the sidecars did so by themselves."""
+    disabled_by_uid: _builtins.int
+    destroy_requested_by_uid: _builtins.int
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -79,6 +92,28 @@ class KeyVersion(_message.Message):
     def archived_at(self) -> _timestamp_pb2.Timestamp:
         """When it was archived; unset for one that was not."""
 
+    @_builtins.property
+    def disabled_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was disabled, and by whom; unset while it is not."""
+
+    @_builtins.property
+    def destroy_requested_at(self) -> _timestamp_pb2.Timestamp:
+        """Set while its destruction is scheduled, and afterwards: when that was asked
+        for, and by whom.
+        """
+
+    @_builtins.property
+    def destroy_in(self) -> _duration_pb2.Duration:
+        """Set while its destruction is scheduled: how long the sidecars must still run
+        before it. Time in which none of them runs does not count.
+        """
+
+    @_builtins.property
+    def destroyed_at(self) -> _timestamp_pb2.Timestamp:
+        """When its material was destroyed."""
+
+    @_builtins.property
+    def usage(self) -> Global___VersionUsage: ...
     def __init__(
         self,
         *,
@@ -88,14 +123,75 @@ class KeyVersion(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         activated_at: _timestamp_pb2.Timestamp | None = ...,
         archived_at: _timestamp_pb2.Timestamp | None = ...,
+        made_by_uid: _builtins.int | None = ...,
+        disabled_at: _timestamp_pb2.Timestamp | None = ...,
+        disabled_by_uid: _builtins.int | None = ...,
+        destroy_requested_at: _timestamp_pb2.Timestamp | None = ...,
+        destroy_requested_by_uid: _builtins.int | None = ...,
+        destroy_in: _duration_pb2.Duration | None = ...,
+        destroyed_at: _timestamp_pb2.Timestamp | None = ...,
+        usage: Global___VersionUsage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "archived_at", b"archived_at", "created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_destroy_requested_by_uid", b"_destroy_requested_by_uid", "_disabled_by_uid", b"_disabled_by_uid", "_made_by_uid", b"_made_by_uid", "activated_at", b"activated_at", "archived_at", b"archived_at", "created_at", b"created_at", "destroy_in", b"destroy_in", "destroy_requested_at", b"destroy_requested_at", "destroy_requested_by_uid", b"destroy_requested_by_uid", "destroyed_at", b"destroyed_at", "disabled_at", b"disabled_at", "disabled_by_uid", b"disabled_by_uid", "made_by_uid", b"made_by_uid", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "archived_at", b"archived_at", "created_at", b"created_at", "id", b"id", "number", b"number", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_destroy_requested_by_uid", b"_destroy_requested_by_uid", "_disabled_by_uid", b"_disabled_by_uid", "_made_by_uid", b"_made_by_uid", "activated_at", b"activated_at", "archived_at", b"archived_at", "created_at", b"created_at", "destroy_in", b"destroy_in", "destroy_requested_at", b"destroy_requested_at", "destroy_requested_by_uid", b"destroy_requested_by_uid", "destroyed_at", b"destroyed_at", "disabled_at", b"disabled_at", "disabled_by_uid", b"disabled_by_uid", "id", b"id", "made_by_uid", b"made_by_uid", "number", b"number", "state", b"state", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__destroy_requested_by_uid: _TypeAlias = _typing.Literal["destroy_requested_by_uid"]  # noqa: Y015
+    _WhichOneofArgType__destroy_requested_by_uid: _TypeAlias = _typing.Literal["_destroy_requested_by_uid", b"_destroy_requested_by_uid"]  # noqa: Y015
+    _WhichOneofReturnType__disabled_by_uid: _TypeAlias = _typing.Literal["disabled_by_uid"]  # noqa: Y015
+    _WhichOneofArgType__disabled_by_uid: _TypeAlias = _typing.Literal["_disabled_by_uid", b"_disabled_by_uid"]  # noqa: Y015
+    _WhichOneofReturnType__made_by_uid: _TypeAlias = _typing.Literal["made_by_uid"]  # noqa: Y015
+    _WhichOneofArgType__made_by_uid: _TypeAlias = _typing.Literal["_made_by_uid", b"_made_by_uid"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__destroy_requested_by_uid) -> _WhichOneofReturnType__destroy_requested_by_uid | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disabled_by_uid) -> _WhichOneofReturnType__disabled_by_uid | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__made_by_uid) -> _WhichOneofReturnType__made_by_uid | None: ...
+
+Global___KeyVersion: _TypeAlias = KeyVersion  # noqa: Y015
+
+@_typing.final
+class VersionUsage(_message.Message):
+    """How much a version was used. Written behind, so the last uses may be missing
+    for a minute.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAST_SEALED_AT_FIELD_NUMBER: _builtins.int
+    LAST_OPENED_AT_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    PLAINTEXT_BYTES_FIELD_NUMBER: _builtins.int
+    messages: _builtins.int
+    """Envelopes sealed under it, at most: a sidecar that was killed has reserved
+    more than it used.
+    """
+    plaintext_bytes: _builtins.int
+    """Bytes of plaintext sealed under it, at most."""
+    @_builtins.property
+    def last_sealed_at(self) -> _timestamp_pb2.Timestamp:
+        """Last sealed under; unset for never."""
+
+    @_builtins.property
+    def last_opened_at(self) -> _timestamp_pb2.Timestamp:
+        """Last opened under; unset for never."""
+
+    def __init__(
+        self,
+        *,
+        last_sealed_at: _timestamp_pb2.Timestamp | None = ...,
+        last_opened_at: _timestamp_pb2.Timestamp | None = ...,
+        messages: _builtins.int = ...,
+        plaintext_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_opened_at", b"last_opened_at", "last_sealed_at", b"last_sealed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_opened_at", b"last_opened_at", "last_sealed_at", b"last_sealed_at", "messages", b"messages", "plaintext_bytes", b"plaintext_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___KeyVersion: _TypeAlias = KeyVersion  # noqa: Y015
+Global___VersionUsage: _TypeAlias = VersionUsage  # noqa: Y015
 
 @_typing.final
 class Key(_message.Message):
@@ -107,6 +203,9 @@ class Key(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     ROTATED_AT_FIELD_NUMBER: _builtins.int
     SUITE_FIELD_NUMBER: _builtins.int
+    PENDING_VERSION_FIELD_NUMBER: _builtins.int
+    ROLLOVER_FIELD_NUMBER: _builtins.int
+    NEXT_ROLLOVER_AT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     current_version: _builtins.int
     """The current version's number."""
@@ -114,11 +213,19 @@ class Key(_message.Message):
     """How many versions there are, in any state."""
     suite: _builtins.str
     """The suite that seals fresh data: "AES-256-GCM" or "ChaCha20-Poly1305"."""
+    pending_version: _builtins.int
+    """The version that will be current next, where it has been made already."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def rotated_at(self) -> _timestamp_pb2.Timestamp:
         """When the current version became current."""
+
+    @_builtins.property
+    def rollover(self) -> Global___RolloverPolicy: ...
+    @_builtins.property
+    def next_rollover_at(self) -> _timestamp_pb2.Timestamp:
+        """When its age will roll the key over, unless it was used up earlier."""
 
     def __init__(
         self,
@@ -129,14 +236,83 @@ class Key(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         rotated_at: _timestamp_pb2.Timestamp | None = ...,
         suite: _builtins.str = ...,
+        pending_version: _builtins.int = ...,
+        rollover: Global___RolloverPolicy | None = ...,
+        next_rollover_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "rotated_at", b"rotated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "next_rollover_at", b"next_rollover_at", "rollover", b"rollover", "rotated_at", b"rotated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "current_version", b"current_version", "name", b"name", "rotated_at", b"rotated_at", "suite", b"suite", "version_count", b"version_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "current_version", b"current_version", "name", b"name", "next_rollover_at", b"next_rollover_at", "pending_version", b"pending_version", "rollover", b"rollover", "rotated_at", b"rotated_at", "suite", b"suite", "version_count", b"version_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Key: _TypeAlias = Key  # noqa: Y015
+
+@_typing.final
+class RolloverPolicy(_message.Message):
+    """When a key rolls over by itself: at whichever is reached first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROTATE_EVERY_FIELD_NUMBER: _builtins.int
+    ROTATE_AFTER_MESSAGES_FIELD_NUMBER: _builtins.int
+    ROTATE_AFTER_BYTES_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
+    rotate_after_messages: _builtins.int
+    """0: however many."""
+    rotate_after_bytes: _builtins.int
+    """0: however many."""
+    @_builtins.property
+    def rotate_every(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def propagation(self) -> _duration_pb2.Duration:
+        """How long a successor exists before it becomes current."""
+
+    def __init__(
+        self,
+        *,
+        rotate_every: _duration_pb2.Duration | None = ...,
+        rotate_after_messages: _builtins.int = ...,
+        rotate_after_bytes: _builtins.int = ...,
+        propagation: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["propagation", b"propagation", "rotate_every", b"rotate_every"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["propagation", b"propagation", "rotate_after_bytes", b"rotate_after_bytes", "rotate_after_messages", b"rotate_after_messages", "rotate_every", b"rotate_every"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloverPolicy: _TypeAlias = RolloverPolicy  # noqa: Y015
+
+@_typing.final
+class SidecarProcess(_message.Message):
+    """A process of some sidecar on the same store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    SEEN_AT_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    pid: _builtins.int
+    @_builtins.property
+    def seen_at(self) -> _timestamp_pb2.Timestamp:
+        """When it last wrote to the store, by the store's clock."""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        pid: _builtins.int = ...,
+        seen_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["seen_at", b"seen_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "pid", b"pid", "seen_at", b"seen_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SidecarProcess: _TypeAlias = SidecarProcess  # noqa: Y015
 
 @_typing.final
 class ListKeysRequest(_message.Message):
@@ -237,21 +413,27 @@ class RotateKeyRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     EXPECTED_CURRENT_FIELD_NUMBER: _builtins.int
+    COMPROMISED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Key name, as in EncryptRequest."""
     expected_current: _builtins.int
     """Rotate only if this is still the current version's number; otherwise
     ABORTED, reason ROTATION_CONFLICT. 0 rotates whatever is current.
     """
+    compromised: _builtins.bool
+    """The current version may have leaked: it is disabled, not archived, and so is
+    a successor that was made already; the new version is made afresh.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         expected_current: _builtins.int = ...,
+        compromised: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_current", b"expected_current", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compromised", b"compromised", "expected_current", b"expected_current", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -264,6 +446,7 @@ class RotateKeyResponse(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     PREVIOUS_FIELD_NUMBER: _builtins.int
+    UNACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def key(self) -> Global___Key: ...
     @_builtins.property
@@ -272,7 +455,11 @@ class RotateKeyResponse(_message.Message):
 
     @_builtins.property
     def previous(self) -> Global___KeyVersion:
-        """The version that it replaced, now archived."""
+        """The version that it replaced, now archived; disabled where it was compromised."""
+
+    @_builtins.property
+    def unacknowledged(self) -> _containers.RepeatedCompositeFieldContainer[Global___SidecarProcess]:
+        """With compromised: processes that may still use what was disabled."""
 
     def __init__(
         self,
@@ -280,11 +467,212 @@ class RotateKeyResponse(_message.Message):
         key: Global___Key | None = ...,
         version: Global___KeyVersion | None = ...,
         previous: Global___KeyVersion | None = ...,
+        unacknowledged: _abc.Iterable[Global___SidecarProcess] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "previous", b"previous", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "previous", b"previous", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "previous", b"previous", "unacknowledged", b"unacknowledged", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RotateKeyResponse: _TypeAlias = RotateKeyResponse  # noqa: Y015
+
+@_typing.final
+class DisableVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Key name, as in EncryptRequest."""
+    number: _builtins.int
+    """The version's number."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DisableVersionRequest: _TypeAlias = DisableVersionRequest  # noqa: Y015
+
+@_typing.final
+class DisableVersionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    UNACKNOWLEDGED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___KeyVersion: ...
+    @_builtins.property
+    def unacknowledged(self) -> _containers.RepeatedCompositeFieldContainer[Global___SidecarProcess]:
+        """Processes that have not acknowledged the change: cut off from the store, and
+        serving as before (or ended without a word).
+        """
+
+    def __init__(
+        self,
+        *,
+        version: Global___KeyVersion | None = ...,
+        unacknowledged: _abc.Iterable[Global___SidecarProcess] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unacknowledged", b"unacknowledged", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DisableVersionResponse: _TypeAlias = DisableVersionResponse  # noqa: Y015
+
+@_typing.final
+class EnableVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Key name, as in EncryptRequest."""
+    number: _builtins.int
+    """The version's number."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnableVersionRequest: _TypeAlias = EnableVersionRequest  # noqa: Y015
+
+@_typing.final
+class EnableVersionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    UNACKNOWLEDGED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___KeyVersion: ...
+    @_builtins.property
+    def unacknowledged(self) -> _containers.RepeatedCompositeFieldContainer[Global___SidecarProcess]:
+        """Processes that have not acknowledged the change: cut off from the store, and
+        serving as before (or ended without a word).
+        """
+
+    def __init__(
+        self,
+        *,
+        version: Global___KeyVersion | None = ...,
+        unacknowledged: _abc.Iterable[Global___SidecarProcess] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unacknowledged", b"unacknowledged", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnableVersionResponse: _TypeAlias = EnableVersionResponse  # noqa: Y015
+
+@_typing.final
+class DestroyVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Key name, as in EncryptRequest."""
+    number: _builtins.int
+    """The version's number."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroyVersionRequest: _TypeAlias = DestroyVersionRequest  # noqa: Y015
+
+@_typing.final
+class DestroyVersionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    UNACKNOWLEDGED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___KeyVersion: ...
+    @_builtins.property
+    def unacknowledged(self) -> _containers.RepeatedCompositeFieldContainer[Global___SidecarProcess]:
+        """Processes that have not acknowledged the change: cut off from the store, and
+        serving as before (or ended without a word).
+        """
+
+    def __init__(
+        self,
+        *,
+        version: Global___KeyVersion | None = ...,
+        unacknowledged: _abc.Iterable[Global___SidecarProcess] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unacknowledged", b"unacknowledged", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroyVersionResponse: _TypeAlias = DestroyVersionResponse  # noqa: Y015
+
+@_typing.final
+class CancelDestroyVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Key name, as in EncryptRequest."""
+    number: _builtins.int
+    """The version's number."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelDestroyVersionRequest: _TypeAlias = CancelDestroyVersionRequest  # noqa: Y015
+
+@_typing.final
+class CancelDestroyVersionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___KeyVersion: ...
+    def __init__(
+        self,
+        *,
+        version: Global___KeyVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelDestroyVersionResponse: _TypeAlias = CancelDestroyVersionResponse  # noqa: Y015

@@ -55,6 +55,26 @@ class KeyServiceStub:
                 request_serializer=keyside_dot_v1_dot_keys__pb2.RotateKeyRequest.SerializeToString,
                 response_deserializer=keyside_dot_v1_dot_keys__pb2.RotateKeyResponse.FromString,
                 _registered_method=True)
+        self.DisableVersion = channel.unary_unary(
+                '/keyside.v1.KeyService/DisableVersion',
+                request_serializer=keyside_dot_v1_dot_keys__pb2.DisableVersionRequest.SerializeToString,
+                response_deserializer=keyside_dot_v1_dot_keys__pb2.DisableVersionResponse.FromString,
+                _registered_method=True)
+        self.EnableVersion = channel.unary_unary(
+                '/keyside.v1.KeyService/EnableVersion',
+                request_serializer=keyside_dot_v1_dot_keys__pb2.EnableVersionRequest.SerializeToString,
+                response_deserializer=keyside_dot_v1_dot_keys__pb2.EnableVersionResponse.FromString,
+                _registered_method=True)
+        self.DestroyVersion = channel.unary_unary(
+                '/keyside.v1.KeyService/DestroyVersion',
+                request_serializer=keyside_dot_v1_dot_keys__pb2.DestroyVersionRequest.SerializeToString,
+                response_deserializer=keyside_dot_v1_dot_keys__pb2.DestroyVersionResponse.FromString,
+                _registered_method=True)
+        self.CancelDestroyVersion = channel.unary_unary(
+                '/keyside.v1.KeyService/CancelDestroyVersion',
+                request_serializer=keyside_dot_v1_dot_keys__pb2.CancelDestroyVersionRequest.SerializeToString,
+                response_deserializer=keyside_dot_v1_dot_keys__pb2.CancelDestroyVersionResponse.FromString,
+                _registered_method=True)
 
 
 class KeyServiceServicer:
@@ -88,6 +108,42 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DisableVersion(self, request, context):
+        """Refuses a version everywhere, until it is enabled again. Operators only. The
+        answer comes when every live sidecar has acknowledged it, or names those that
+        have not within a few seconds. FAILED_PRECONDITION for the current version.
+        Repeating it changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnableVersion(self, request, context):
+        """Lets a disabled version decrypt again; it never encrypts again. Operators
+        only; answered as DisableVersion is. FAILED_PRECONDITION while the version is
+        to be destroyed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DestroyVersion(self, request, context):
+        """Disables a version now and schedules its destruction, destroy_after ahead
+        (the configuration says how long; at least 7 days). Operators only; answered
+        as DisableVersion is. FAILED_PRECONDITION for the current version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelDestroyVersion(self, request, context):
+        """Calls a scheduled destruction off. The version stays disabled. Operators
+        only. FAILED_PRECONDITION where nothing is scheduled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KeyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +161,26 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.RotateKey,
                     request_deserializer=keyside_dot_v1_dot_keys__pb2.RotateKeyRequest.FromString,
                     response_serializer=keyside_dot_v1_dot_keys__pb2.RotateKeyResponse.SerializeToString,
+            ),
+            'DisableVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DisableVersion,
+                    request_deserializer=keyside_dot_v1_dot_keys__pb2.DisableVersionRequest.FromString,
+                    response_serializer=keyside_dot_v1_dot_keys__pb2.DisableVersionResponse.SerializeToString,
+            ),
+            'EnableVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnableVersion,
+                    request_deserializer=keyside_dot_v1_dot_keys__pb2.EnableVersionRequest.FromString,
+                    response_serializer=keyside_dot_v1_dot_keys__pb2.EnableVersionResponse.SerializeToString,
+            ),
+            'DestroyVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DestroyVersion,
+                    request_deserializer=keyside_dot_v1_dot_keys__pb2.DestroyVersionRequest.FromString,
+                    response_serializer=keyside_dot_v1_dot_keys__pb2.DestroyVersionResponse.SerializeToString,
+            ),
+            'CancelDestroyVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelDestroyVersion,
+                    request_deserializer=keyside_dot_v1_dot_keys__pb2.CancelDestroyVersionRequest.FromString,
+                    response_serializer=keyside_dot_v1_dot_keys__pb2.CancelDestroyVersionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -194,6 +270,114 @@ class KeyService:
             '/keyside.v1.KeyService/RotateKey',
             keyside_dot_v1_dot_keys__pb2.RotateKeyRequest.SerializeToString,
             keyside_dot_v1_dot_keys__pb2.RotateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DisableVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyside.v1.KeyService/DisableVersion',
+            keyside_dot_v1_dot_keys__pb2.DisableVersionRequest.SerializeToString,
+            keyside_dot_v1_dot_keys__pb2.DisableVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnableVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyside.v1.KeyService/EnableVersion',
+            keyside_dot_v1_dot_keys__pb2.EnableVersionRequest.SerializeToString,
+            keyside_dot_v1_dot_keys__pb2.EnableVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DestroyVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyside.v1.KeyService/DestroyVersion',
+            keyside_dot_v1_dot_keys__pb2.DestroyVersionRequest.SerializeToString,
+            keyside_dot_v1_dot_keys__pb2.DestroyVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelDestroyVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyside.v1.KeyService/CancelDestroyVersion',
+            keyside_dot_v1_dot_keys__pb2.CancelDestroyVersionRequest.SerializeToString,
+            keyside_dot_v1_dot_keys__pb2.CancelDestroyVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

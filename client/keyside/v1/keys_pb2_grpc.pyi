@@ -47,6 +47,26 @@ class KeyServiceStub:
     """Makes a new current version and archives its predecessor, at once. Operators
     only. Not idempotent unless expected_current is given.
     """
+    DisableVersion: _grpc.UnaryUnaryMultiCallable[_keys_pb2.DisableVersionRequest, _keys_pb2.DisableVersionResponse]
+    """Refuses a version everywhere, until it is enabled again. Operators only. The
+    answer comes when every live sidecar has acknowledged it, or names those that
+    have not within a few seconds. FAILED_PRECONDITION for the current version.
+    Repeating it changes nothing.
+    """
+    EnableVersion: _grpc.UnaryUnaryMultiCallable[_keys_pb2.EnableVersionRequest, _keys_pb2.EnableVersionResponse]
+    """Lets a disabled version decrypt again; it never encrypts again. Operators
+    only; answered as DisableVersion is. FAILED_PRECONDITION while the version is
+    to be destroyed.
+    """
+    DestroyVersion: _grpc.UnaryUnaryMultiCallable[_keys_pb2.DestroyVersionRequest, _keys_pb2.DestroyVersionResponse]
+    """Disables a version now and schedules its destruction, destroy_after ahead
+    (the configuration says how long; at least 7 days). Operators only; answered
+    as DisableVersion is. FAILED_PRECONDITION for the current version.
+    """
+    CancelDestroyVersion: _grpc.UnaryUnaryMultiCallable[_keys_pb2.CancelDestroyVersionRequest, _keys_pb2.CancelDestroyVersionResponse]
+    """Calls a scheduled destruction off. The version stays disabled. Operators
+    only. FAILED_PRECONDITION where nothing is scheduled.
+    """
 
 @_typing.type_check_only
 class KeyServiceAsyncStub(KeyServiceStub):
@@ -66,6 +86,26 @@ class KeyServiceAsyncStub(KeyServiceStub):
     RotateKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.RotateKeyRequest, _keys_pb2.RotateKeyResponse]  # type: ignore[assignment]
     """Makes a new current version and archives its predecessor, at once. Operators
     only. Not idempotent unless expected_current is given.
+    """
+    DisableVersion: _aio.UnaryUnaryMultiCallable[_keys_pb2.DisableVersionRequest, _keys_pb2.DisableVersionResponse]  # type: ignore[assignment]
+    """Refuses a version everywhere, until it is enabled again. Operators only. The
+    answer comes when every live sidecar has acknowledged it, or names those that
+    have not within a few seconds. FAILED_PRECONDITION for the current version.
+    Repeating it changes nothing.
+    """
+    EnableVersion: _aio.UnaryUnaryMultiCallable[_keys_pb2.EnableVersionRequest, _keys_pb2.EnableVersionResponse]  # type: ignore[assignment]
+    """Lets a disabled version decrypt again; it never encrypts again. Operators
+    only; answered as DisableVersion is. FAILED_PRECONDITION while the version is
+    to be destroyed.
+    """
+    DestroyVersion: _aio.UnaryUnaryMultiCallable[_keys_pb2.DestroyVersionRequest, _keys_pb2.DestroyVersionResponse]  # type: ignore[assignment]
+    """Disables a version now and schedules its destruction, destroy_after ahead
+    (the configuration says how long; at least 7 days). Operators only; answered
+    as DisableVersion is. FAILED_PRECONDITION for the current version.
+    """
+    CancelDestroyVersion: _aio.UnaryUnaryMultiCallable[_keys_pb2.CancelDestroyVersionRequest, _keys_pb2.CancelDestroyVersionResponse]  # type: ignore[assignment]
+    """Calls a scheduled destruction off. The version stays disabled. Operators
+    only. FAILED_PRECONDITION where nothing is scheduled.
     """
 
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -101,6 +141,50 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_keys_pb2.RotateKeyResponse, _abc.Awaitable[_keys_pb2.RotateKeyResponse]]:
         """Makes a new current version and archives its predecessor, at once. Operators
         only. Not idempotent unless expected_current is given.
+        """
+
+    @_abc_1.abstractmethod
+    def DisableVersion(
+        self,
+        request: _keys_pb2.DisableVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.DisableVersionResponse, _abc.Awaitable[_keys_pb2.DisableVersionResponse]]:
+        """Refuses a version everywhere, until it is enabled again. Operators only. The
+        answer comes when every live sidecar has acknowledged it, or names those that
+        have not within a few seconds. FAILED_PRECONDITION for the current version.
+        Repeating it changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def EnableVersion(
+        self,
+        request: _keys_pb2.EnableVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.EnableVersionResponse, _abc.Awaitable[_keys_pb2.EnableVersionResponse]]:
+        """Lets a disabled version decrypt again; it never encrypts again. Operators
+        only; answered as DisableVersion is. FAILED_PRECONDITION while the version is
+        to be destroyed.
+        """
+
+    @_abc_1.abstractmethod
+    def DestroyVersion(
+        self,
+        request: _keys_pb2.DestroyVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.DestroyVersionResponse, _abc.Awaitable[_keys_pb2.DestroyVersionResponse]]:
+        """Disables a version now and schedules its destruction, destroy_after ahead
+        (the configuration says how long; at least 7 days). Operators only; answered
+        as DisableVersion is. FAILED_PRECONDITION for the current version.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelDestroyVersion(
+        self,
+        request: _keys_pb2.CancelDestroyVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.CancelDestroyVersionResponse, _abc.Awaitable[_keys_pb2.CancelDestroyVersionResponse]]:
+        """Calls a scheduled destruction off. The version stays disabled. Operators
+        only. FAILED_PRECONDITION where nothing is scheduled.
         """
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,9 +9,11 @@ operation                       allowed to
 ==============================  =================================================================
 ENCRYPT                         services in the key's allow list (and its encrypt groups, if any)
 DECRYPT, REWRAP                 services in the key's allow list (and its decrypt groups, if any)
+REENCRYPT                       services that may decrypt and encrypt
 DESCRIBE_KEY                    operators, auditors, services with any operation on that key
 LIST_KEYS, REFLECT              whoever is allowed anything; the list is cut to ``visible_keys``
 ROTATE_KEY                      operators
+DISABLE_VERSION, …              operators: ENABLE_, DESTROY_ and CANCEL_DESTROY_VERSION, too
 GET_STATUS, HEALTH              anybody who can connect
 ==============================  =================================================================
 
@@ -39,9 +41,14 @@ class Operation(enum.Enum):
     ENCRYPT = "encrypt"
     DECRYPT = "decrypt"
     REWRAP = "rewrap"
+    REENCRYPT = "reencrypt"
     DESCRIBE_KEY = "describe key"
     LIST_KEYS = "list keys"
     ROTATE_KEY = "rotate key"
+    DISABLE_VERSION = "disable version"
+    ENABLE_VERSION = "enable version"
+    DESTROY_VERSION = "destroy version"
+    CANCEL_DESTROY_VERSION = "cancel destroy version"
     GET_STATUS = "get status"
     HEALTH = "health"
     REFLECT = "reflect"
@@ -82,8 +89,8 @@ class KeyPolicy:
 
     Args:
         allowed: Who may do anything with it.
-        encrypt_gids: Where not None, encrypting needs one of these groups as well.
-        decrypt_gids: Where not None, decrypting and rewrapping need one of these groups as well.
+        encrypt_gids: Where not None, whatever seals an envelope needs one of these groups too.
+        decrypt_gids: Where not None, whatever opens an envelope needs one of these groups too.
     """
 
     allowed: ResolvedPrincipals
@@ -199,6 +206,10 @@ def _decide_decrypt(policy: Policy, subject: Subject, key: str | None) -> Reason
     return None if found is not None and found.may_decrypt(subject) else Reason.NOT_ALLOWED
 
 
+def _decide_reencrypt(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+    return _decide_decrypt(policy, subject, key) or _decide_encrypt(policy, subject, key)
+
+
 def _decide_describe(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
     if subject.standing is not None:
         return subject.standing
@@ -216,7 +227,7 @@ def _decide_list(policy: Policy, subject: Subject, _key: str | None) -> Reason |
     return subject.standing or subject.person or Reason.NOT_ALLOWED
 
 
-def _decide_rotate(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+def _decide_manage(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
     if subject.standing is not None:
         return subject.standing
     if not policy.operators.include(subject):
@@ -234,9 +245,14 @@ _RULES: Final[Mapping[Operation, Callable[[Policy, Subject, str | None], Reason 
             Operation.ENCRYPT: _decide_encrypt,
             Operation.DECRYPT: _decide_decrypt,
             Operation.REWRAP: _decide_decrypt,
+            Operation.REENCRYPT: _decide_reencrypt,
             Operation.DESCRIBE_KEY: _decide_describe,
             Operation.LIST_KEYS: _decide_list,
-            Operation.ROTATE_KEY: _decide_rotate,
+            Operation.ROTATE_KEY: _decide_manage,
+            Operation.DISABLE_VERSION: _decide_manage,
+            Operation.ENABLE_VERSION: _decide_manage,
+            Operation.DESTROY_VERSION: _decide_manage,
+            Operation.CANCEL_DESTROY_VERSION: _decide_manage,
             Operation.GET_STATUS: _allow_anybody,
             Operation.HEALTH: _allow_anybody,
             Operation.REFLECT: _decide_list,

@@ -13,6 +13,7 @@ from keyside_sidecar.access.resolve import resolve_policy
 from keyside_sidecar.commands import host
 from keyside_sidecar.commands.accounts import act_as, find_account
 from keyside_sidecar.commands.findings import Finding, Grade, print_findings
+from keyside_sidecar.commands.server import check_server
 from keyside_sidecar.config import load_config
 from keyside_sidecar.custody import open_custodian
 from keyside_sidecar.errors import (
@@ -93,6 +94,7 @@ def _check_keys(config: Config) -> Iterator[Finding]:
         "make sure that it is backed up apart from the store",
     )
     try:
+        yield from check_server(config)
         yield _check_store(config, custodian)
     except StoreUnavailable as error:
         yield Finding(

@@ -14,6 +14,7 @@ from keyside_sidecar.config import sections
 from keyside_sidecar.config.places import find_places
 from keyside_sidecar.config.reader import Report, Table, show
 from keyside_sidecar.config.settings import Config
+from keyside_sidecar.config.store_url import POSTGRESQL_SCHEME, parse_postgresql_url
 from keyside_sidecar.config.values import holds_password
 from keyside_sidecar.errors import ConfigError, ConfigProblem
 
@@ -140,12 +141,14 @@ def _read_document(top: Table, path: Path, digest: str) -> Config:
     _check_files_differ(top, config)
     _check_operators(top, config)
     _warn_of_operators(top, config)
+    _warn_of_store(top, config)
     if not config.keys:
         top.warn("no [keys.NAME]: nothing can be encrypted")
     return dataclasses.replace(config, warnings=tuple(top.report.warnings))
 
 
 def _check_files_differ(top: Table, config: Config) -> None:
+    # A server's URL names no file, and is like none.
     files = {
         ("sidecar", "socket"): str(config.sidecar.socket),
         ("store", "url"): config.store.url.removeprefix("sqlite:///"),
@@ -165,6 +168,12 @@ def _check_operators(top: Table, config: Config) -> None:
             "longer be refused the keys; name operators by users",
             "groups",
         )
+
+
+def _warn_of_store(top: Table, config: Config) -> None:
+    if config.store.url.partition(":")[0] == POSTGRESQL_SCHEME:
+        for warning in parse_postgresql_url(config.store.url).warnings:
+            Table(top.report, ("store",), {}).warn(warning, "url")
 
 
 def _warn_of_operators(top: Table, config: Config) -> None:

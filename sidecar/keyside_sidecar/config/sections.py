@@ -12,6 +12,7 @@ from keyside.names import KeyName, parse_key_name
 from keyside_sidecar.config import values
 from keyside_sidecar.config.reader import Table
 from keyside_sidecar.config.settings import (
+    DAY_S,
     MIB,
     IdentitySettings,
     KeySettings,
@@ -36,15 +37,24 @@ _MIN_TTL_S: Final = 0.001
 _MAX_TTL_S: Final = 60
 _MAX_STALE_S: Final = 600
 _MAX_AGE_S: Final = 86_400
+_MIN_ROTATE_S: Final = 3600
+_MAX_ROTATE_S: Final = 3650 * DAY_S
+_LONG_ROTATE_S: Final = 730 * DAY_S
+_MIN_ROTATE_MESSAGES: Final = 1000
+_MAX_ROTATE_MESSAGES: Final = 10**15
+_MAX_ROTATE_BYTES: Final = 1 << 50
+_MIN_DESTROY_S: Final = 7 * DAY_S  # I5: no setting lowers it
+_MAX_DESTROY_S: Final = 3650 * DAY_S
 _TABLES: Final = {
     "sidecar": SidecarSettings,
     "identity": IdentitySettings,
     "store": StoreSettings,
     "root_key": RootKeySettings,
+    "keys.NAME": KeySettings,
 }
 # Where each setting belongs, for those that stand in another table.
 SETTINGS_OF: Final = {
-    table: tuple(field.name.removesuffix("_s") for field in fields(kind))
+    table: tuple(field.name.removesuffix("_s") for field in fields(kind) if field.name != "name")
     for table, kind in _TABLES.items()
 }
 
@@ -181,14 +191,39 @@ def read_keys(top: Table) -> Mapping[str, KeySettings]:
 
 
 def _read_key(table: Table, name: KeyName) -> KeySettings:
+    default = KeySettings(name)
     settings = KeySettings(
         name=name,
         allow_groups=_read_names(table, "allow_groups", "mail-services"),
         allow_users=_read_names(table, "allow_users", "mail-gateway"),
         encrypt_groups=_read_names(table, "encrypt_groups", "mail-writers"),
         decrypt_groups=_read_names(table, "decrypt_groups", "mail-readers"),
-        suite=table.get("suite", values.parse_suite, KeySettings(name).suite),
+        suite=table.get("suite", values.parse_suite, default.suite),
+        rotate_every_s=table.get(
+            "rotate_every",
+            values.parse_duration_in(_MIN_ROTATE_S, _MAX_ROTATE_S),
+            default.rotate_every_s,
+        ),
+        rotate_after_messages=table.get(
+            "rotate_after_messages",
+            values.parse_int_in(_MIN_ROTATE_MESSAGES, _MAX_ROTATE_MESSAGES),
+            default.rotate_after_messages,
+        ),
+        rotate_after_bytes=table.get(
+            "rotate_after_bytes",
+            values.parse_size_in(MIB, _MAX_ROTATE_BYTES),
+            default.rotate_after_bytes,
+        ),
+        propagation_s=table.get(
+            "propagation", values.parse_duration_in(0, DAY_S), default.propagation_s
+        ),
+        destroy_after_s=table.get(
+            "destroy_after",
+            values.parse_duration_in(_MIN_DESTROY_S, _MAX_DESTROY_S),
+            default.destroy_after_s,
+        ),
     )
+    _check_rollover(table, settings)
     for narrowing in ("encrypt_groups", "decrypt_groups"):
         if table.has(narrowing) and table.is_empty(narrowing):
             # Read as "not narrowed" it would open what its author meant to close.
@@ -197,6 +232,20 @@ def _read_key(table: Table, name: KeyName) -> KeySettings:
         table.problem("allows nobody: give allow_groups or allow_users")
     _finish(table)
     return settings
+
+
+def _check_rollover(table: Table, settings: KeySettings) -> None:
+    rotate_every = format_duration(settings.rotate_every_s)
+    if settings.propagation_s * 2 > settings.rotate_every_s:
+        table.problem(
+            f"must be at most half of rotate_every, which is {rotate_every}",
+            "propagation",
+        )
+    if settings.rotate_every_s > _LONG_ROTATE_S:
+        table.warn(
+            f"is {rotate_every}: all that is sealed in that time depends on one version",
+            "rotate_every",
+        )
 
 
 def _read_names(table: Table, key: str, example: str) -> tuple[str | int, ...]:

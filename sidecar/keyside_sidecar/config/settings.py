@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keyside.names import KeyName
 
 MIB: Final = 1 << 20
+DAY_S: Final = 86_400.0
 DEFAULT_SUITE_NAME: Final = "AES-256-GCM"
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -92,6 +93,11 @@ class KeySettings:
     encrypt_groups: tuple[str | int, ...] = ()
     decrypt_groups: tuple[str | int, ...] = ()
     suite: str = DEFAULT_SUITE_NAME
+    rotate_every_s: float = 90 * DAY_S
+    rotate_after_messages: int | None = None
+    rotate_after_bytes: int | None = None
+    propagation_s: float = 60.0
+    destroy_after_s: float = 7 * DAY_S
 
 
 @dataclass(frozen=True, slots=True)

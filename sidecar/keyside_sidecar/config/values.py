@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING, Final, TypeVar, get_args
 
 from keyside_sidecar.config.reader import show, suggest
 from keyside_sidecar.config.settings import LogLevel, MembershipSource, PersonLogins, Provider
+from keyside_sidecar.config.store_url import (
+    POSTGRESQL_HELP,
+    POSTGRESQL_SCHEME,
+    parse_postgresql_url,
+)
 from keyside_sidecar.config.units import (
     WrongValueError,
     format_duration,
@@ -28,7 +33,11 @@ MAX_ID: Final = 2**32 - 2  # 2**32 - 1 is (uid_t)-1, "no change" in setresuid(2)
 # name, under which a new socket is prepared before it is renamed into place.
 MAX_SOCKET_PATH_BYTES: Final = 100
 _MAX_NAME_LENGTH: Final = 256
-_STORE_URL_HELP: Final = 'only SQLite is supported, as in "sqlite:////var/lib/keyside/keyside.db"'
+_SQLITE_HELP: Final = 'as in "sqlite:////var/lib/keyside/keyside.db"'
+_STORE_URL_HELP: Final = f"SQLite, {_SQLITE_HELP}, or PostgreSQL, {POSTGRESQL_HELP}"
+_POSTGRESQL_LOOKALIKES: Final = frozenset(
+    {"postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg"}
+)
 _LOG_LEVELS: Final[tuple[LogLevel, ...]] = get_args(LogLevel)
 _MEMBERSHIP_SOURCES: Final[tuple[MembershipSource, ...]] = get_args(MembershipSource)
 _PERSON_LOGINS: Final[tuple[PersonLogins, ...]] = get_args(PersonLogins)
@@ -154,11 +163,16 @@ def parse_store_url(value: object) -> str:
     if not isinstance(value, str):
         raise WrongValueError(f"must be text in quotes: {_STORE_URL_HELP}")
     scheme = value.partition(":")[0]
+    if scheme == POSTGRESQL_SCHEME:
+        parse_postgresql_url(value)
+        return value
+    if scheme in _POSTGRESQL_LOOKALIKES:
+        raise WrongValueError(f"must begin with {POSTGRESQL_SCHEME}://, {POSTGRESQL_HELP}")
     if scheme != "sqlite":
         kind = f'a store of the kind "{scheme}"' if scheme.isidentifier() else "that"
         raise WrongValueError(f"{kind} can't be used: {_STORE_URL_HELP}")
     if not value.startswith("sqlite:////"):
-        raise WrongValueError(f"needs an absolute path, and so four slashes: {_STORE_URL_HELP}")
+        raise WrongValueError(f"needs an absolute path, and so four slashes: {_SQLITE_HELP}")
     if "?" in value:
         raise WrongValueError('takes no options after a "?": Keyside sets its own')
     try:
@@ -177,7 +191,7 @@ def holds_password(url: object) -> bool:
     except ValueError:
         return "@" in url
     names = {name.lower() for name, _ in urllib.parse.parse_qsl(parts.query)}
-    return parts.password is not None or "password" in names
+    return parts.password is not None or not names.isdisjoint({"password", "sslpassword"})
 
 
 def parse_principal(value: object) -> str | int:

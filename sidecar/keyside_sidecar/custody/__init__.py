@@ -6,7 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 from keyside_sidecar.custody.custodian import Custodian
-from keyside_sidecar.custody.file import FileCustodian, create_root_key_file
+from keyside_sidecar.custody.file import (
+    FileCustodian,
+    create_root_key_file,
+    name_former,
+    name_next,
+)
 
 if TYPE_CHECKING:
     from keyside_sidecar.config import RootKeySettings
@@ -21,4 +26,11 @@ def open_custodian(settings: RootKeySettings) -> Custodian:
     return FileCustodian.load(settings.path, owner_uids=frozenset({0, os.geteuid()}))
 
 
-__all__ = ["Custodian", "FileCustodian", "create_root_key_file", "open_custodian"]
+__all__ = [
+    "Custodian",
+    "FileCustodian",
+    "create_root_key_file",
+    "name_former",
+    "name_next",
+    "open_custodian",
+]

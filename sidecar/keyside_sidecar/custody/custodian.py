@@ -12,6 +12,20 @@ class Custodian(Protocol):
     def key_id(self) -> str:
         """16 hexadecimal digits that name the root key; not secret."""
 
+    def find(self, key_id: str) -> Custodian:
+        """Return the keeper of another root key, beside this one (``keysided root rotate``).
+
+        Args:
+            key_id: Names the root key.
+
+        Raises:
+            CustodyError: It isn't there.
+            CustodianUnavailable: The custodian can't be reached.
+        """
+
+    def list_ids(self) -> tuple[str, ...]:
+        """Return the ids of all root keys that :meth:`find` would find now, this one's too."""
+
     def wrap(self, plaintext: bytes, binding: bytes) -> bytes:
         """Return ``plaintext`` sealed under the root key and bound to ``binding``.
 

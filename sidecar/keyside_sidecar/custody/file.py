@@ -35,16 +35,25 @@ _RESTORE: Final = "restore the root key from its backup"
 
 
 class FileCustodian:
-    """Holds a root key that was read from a file once; the file isn't looked at again.
+    """Holds a root key that was read from a file once.
+
+    The file is looked at again only for another root key: while one is being rotated, the next one
+    lies beside it, and afterwards in its place.
 
     Args:
         root_key: The root key.
+        path: Where it was read.
+        owner_uids: Whose the files may be.
     """
 
-    __slots__ = ("_root_key", "derive", "unwrap", "wrap")
+    __slots__ = ("_owner_uids", "_path", "_root_key", "derive", "unwrap", "wrap")
 
-    def __init__(self, root_key: RootKey) -> None:
+    def __init__(
+        self, root_key: RootKey, path: Path | None = None, owner_uids: frozenset[int] = frozenset()
+    ) -> None:
         self._root_key = root_key
+        self._path = path
+        self._owner_uids = owner_uids
         self.wrap = root_key.wrap
         self.unwrap = root_key.unwrap
         self.derive = root_key.derive
@@ -60,8 +69,36 @@ class FileCustodian:
         """16 hexadecimal digits that name the root key; not secret."""
         return self._root_key.key_id
 
+    def find(self, key_id: str) -> FileCustodian:
+        """Return the keeper of another root key: in the same place by now, or waiting beside it.
+
+        Raises:
+            CustodyError: No file there holds it.
+        """
+        for found in self._list_others():
+            if found.key_id == key_id:
+                return found
+        raise CustodyError(
+            f"root key {key_id!a} is not to be found; this one is {self.key_id}",
+            remedy=f"put the file with that root key in the place of {self._path}, or beside it "
+            f"as {name_next(self._path).name}"
+            if self._path
+            else "",
+        )
+
+    def list_ids(self) -> tuple[str, ...]:
+        """Return the ids of this root key and of those that :meth:`find` would find."""
+        return tuple(dict.fromkeys((self.key_id, *(key.key_id for key in self._list_others()))))
+
+    def _list_others(self) -> Iterator[FileCustodian]:
+        if self._path is None:
+            return
+        for path in (self._path, name_next(self._path)):
+            with suppress(CustodyError):
+                yield FileCustodian.load(path, owner_uids=self._owner_uids, home=self._path)
+
     @classmethod
-    def load(cls, path: Path, *, owner_uids: frozenset[int]) -> Self:
+    def load(cls, path: Path, *, owner_uids: frozenset[int], home: Path | None = None) -> Self:
         """Read the root key, if nobody else could have read or replaced it.
 
         The file must be a regular file (no symbolic link), owned by one of ``owner_uids``, with no
@@ -71,11 +108,12 @@ class FileCustodian:
         Args:
             path: The file.
             owner_uids: Whose it may be: root's, or the running account's.
+            home: The path that the configuration names, if ``path`` is another.
 
         Raises:
             CustodyError: The file is missing, unsafe, damaged or of another kind; has a remedy.
         """
-        with _opened_directory(path, owner_uids | {0}) as directory:
+        with opened_directory(path, owner_uids | {0}) as directory:
             try:
                 # O_NONBLOCK: a FIFO in its place must not hang the start.
                 descriptor = os.open(
@@ -84,35 +122,53 @@ class FileCustodian:
                     dir_fd=directory,
                 )
             except OSError as error:
-                raise _describe_os_error(path, error) from error
+                raise describe_os_error(path, error) from error
         try:
             _require_private_file(path, os.fstat(descriptor), owner_uids)
             line = os.read(descriptor, _LINE_LENGTH + 1)
         except OSError as error:
-            raise _describe_os_error(path, error) from error
+            raise describe_os_error(path, error) from error
         finally:
             os.close(descriptor)
-        return cls(RootKey(_parse(path, line)))
+        return cls(RootKey(_parse(path, line)), home or path, owner_uids)
+
+
+def name_next(path: Path) -> Path:
+    """Return where the root key waits that is to follow the one in ``path``."""
+    return path.with_name(f"{path.name}.next")
+
+
+def name_former(path: Path, key_id: str) -> Path:
+    """Return where a root key is kept that was in ``path`` once: older backups need it."""
+    return path.with_name(f"{path.name}.{key_id}")
 
 
 def create_root_key_file(path: Path, uid: int, gid: int) -> str:
     """Write a new random root key, durably, and return its key id.
 
-    Never overwrites. The file is 0600 and belongs to ``uid`` and ``gid`` before it has content.
+    Never overwrites. The file is 0600 and belongs to ``uid`` and ``gid`` before it has content, and
+    has its name only when it is whole.
 
     Raises:
         CustodyError: The file exists, its directory is unsafe, or it can't be written.
     """
     material = os.urandom(ROOT_KEY_LENGTH)
-    line = _encode(material)
-    with _opened_directory(path, frozenset({0, uid, os.geteuid()})) as directory:
+    draft = f".{path.name}.{os.urandom(8).hex()}.new"
+    with opened_directory(path, frozenset({0, uid, os.geteuid()})) as directory:
         try:
-            descriptor = os.open(
-                path.name,
-                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-                _MODE,
-                dir_fd=directory,
-            )
+            try:
+                _write_draft(directory, draft, _encode(material), uid, gid)
+                os.link(
+                    draft,
+                    path.name,
+                    src_dir_fd=directory,
+                    dst_dir_fd=directory,
+                    follow_symlinks=False,
+                )
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(draft, dir_fd=directory)
+            os.fsync(directory)
         except FileExistsError as error:
             raise CustodyError(
                 f"{path} exists already and is not overwritten",
@@ -120,23 +176,26 @@ def create_root_key_file(path: Path, uid: int, gid: int) -> str:
                 "away by hand if it is really not needed",
             ) from error
         except OSError as error:
-            raise _describe_os_error(path, error) from error
-        try:
-            try:
-                os.fchmod(descriptor, _MODE)
-                if (uid, gid) != (os.geteuid(), os.getegid()):
-                    os.fchown(descriptor, uid, gid)
-                if os.write(descriptor, line) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.fsync(directory)
-        except OSError as error:
-            with suppress(OSError):
-                os.unlink(path.name, dir_fd=directory)
-            raise _describe_os_error(path, error) from error
+            raise describe_os_error(path, error) from error
     return RootKey(material).key_id
+
+
+def _write_draft(directory: int, name: str, line: bytes, uid: int, gid: int) -> None:
+    descriptor = os.open(
+        name,
+        os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+        _MODE,
+        dir_fd=directory,
+    )
+    try:
+        os.fchmod(descriptor, _MODE)
+        if (uid, gid) != (os.geteuid(), os.getegid()):
+            os.fchown(descriptor, uid, gid)
+        if os.write(descriptor, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _encode(material: bytes) -> bytes:
@@ -172,11 +231,16 @@ def _parse(path: Path, line: bytes) -> bytes:
 
 
 @contextmanager
-def _opened_directory(path: Path, owner_uids: frozenset[int]) -> Iterator[int]:
+def opened_directory(path: Path, owner_uids: frozenset[int]) -> Iterator[int]:
+    """Open the directory of a root key's file, if nobody but ``owner_uids`` can put files there.
+
+    Raises:
+        CustodyError: Someone else can, or it can't be opened.
+    """
     try:
         descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise _describe_os_error(path.parent, error) from error
+        raise describe_os_error(path.parent, error) from error
     try:
         status = os.fstat(descriptor)
         if status.st_uid not in owner_uids or status.st_mode & 0o022:
@@ -207,7 +271,8 @@ def _require_private_file(path: Path, status: os.stat_result, owner_uids: frozen
         )
 
 
-def _describe_os_error(path: Path, error: OSError) -> CustodyError:
+def describe_os_error(path: Path, error: OSError) -> CustodyError:
+    """Return what an error of the operating system means for a root key's file."""
     if error.errno == errno.ENOENT:
         return CustodyError(
             f"{path} does not exist",

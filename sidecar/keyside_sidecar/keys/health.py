@@ -59,6 +59,10 @@ class StoreHealth:
                 return StoreProblem(reason, self._since[reason], self._said[reason])
         return None
 
+    def has(self, reason: str) -> bool:
+        """Return whether this is wrong now, among other things or alone."""
+        return reason in self._since
+
     @property
     def is_doubtful(self) -> bool:
         """Whether something was found that only checking the whole store again can clear."""

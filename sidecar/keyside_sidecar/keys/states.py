@@ -3,16 +3,16 @@
 ::
 
     PENDING ───► CURRENT ───► ARCHIVED ◄───► DISABLED ───► DESTROYED
-       │            │             │                            ▲
-       │            └─► DISABLED  └────────────────────────────┤
-       └───────────────────────────────────────────────────────┘
+       │            │                            ▲
+       └────────────┴────────────────────────────┘
 
 * PENDING: made, not used for sealing yet; every sidecar can have it before it becomes current.
 * CURRENT: seals and opens. A key has exactly one. It leaves this state only in the same
   transaction in which its successor takes it: to ARCHIVED, or, where it is compromised, to
-  DISABLED.
+  DISABLED, and a PENDING one with it.
 * ARCHIVED: opens only, for ever if nobody decides otherwise (I5).
-* DISABLED: refused; enabling it makes it ARCHIVED again, never CURRENT.
+* DISABLED: refused; enabling it makes it ARCHIVED, never CURRENT. Scheduling a version's
+  destruction disables it at once: what still needs it shows while it can be brought back.
 * DESTROYED: its material is gone; the row stays and nothing leads out of it.
 
 A current version can't be destroyed, and no version becomes current twice.
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 TRANSITIONS: Final[Mapping[VersionState, frozenset[VersionState]]] = {
-    VersionState.PENDING: frozenset({VersionState.CURRENT, VersionState.DESTROYED}),
+    VersionState.PENDING: frozenset({VersionState.CURRENT, VersionState.DISABLED}),
     VersionState.CURRENT: frozenset({VersionState.ARCHIVED, VersionState.DISABLED}),
-    VersionState.ARCHIVED: frozenset({VersionState.DISABLED, VersionState.DESTROYED}),
+    VersionState.ARCHIVED: frozenset({VersionState.DISABLED}),
     VersionState.DISABLED: frozenset({VersionState.ARCHIVED, VersionState.DESTROYED}),
     VersionState.DESTROYED: frozenset(),
 }

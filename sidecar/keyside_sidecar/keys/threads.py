@@ -54,7 +54,7 @@ class StoreThreads:
             StoreUnavailable: It did not end in time, or too many are waiting already.
             Exception: Whatever ``function`` raises.
         """
-        if self._waiting >= _MAX_WAITING:
+        if max(self._waiting, self._queue.qsize()) >= _MAX_WAITING:
             raise StoreUnavailable("too many calls are waiting for the store")
         self._start()
         loop = asyncio.get_running_loop()

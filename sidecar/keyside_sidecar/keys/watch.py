@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _POLL_TIMEOUT_S: Final = 2.0
+_LEAST_PAUSE_S: Final = 0.05
 _PATROL_INTERVAL_S: Final = 3600.0
 _AFTER_CHANGE_S: Final = 30.0
 # How soon to look again at what failed its checks, though nobody seems to have written.
 _DOUBT_INTERVAL_S: Final = 5.0
+# Every process writes now and then what it has used: the pause after a patrol is so many times as
+# long as it took, so that going through the store costs a twentieth of a processor at most.
+_PATROL_PAUSES: Final = 20
 _PAGE: Final = 256
 _PAGE_PAUSE_S: Final = 0.02
 
@@ -69,6 +73,8 @@ class Watch:
     def start(self) -> None:
         """Start both tasks, and go through the store once."""
         self._patrol_wanted.set()
+        if not self._keyring.list_missing():
+            self._keyring.acknowledge(self._generation)
         self._tasks = [
             asyncio.create_task(self._poll_for_ever(), name="keyside-store-poll"),
             asyncio.create_task(self._patrol_for_ever(), name="keyside-store-patrol"),
@@ -83,7 +89,12 @@ class Watch:
 
     async def _poll_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self._interval_s)
+            # Whoever can announce changes could otherwise keep us asking without a pause.
+            await asyncio.sleep(min(_LEAST_PAUSE_S, self._interval_s))
+            try:
+                await self._keyring.wait_for_change(self._interval_s)
+            except SidecarError:
+                await asyncio.sleep(self._interval_s)  # nobody will wake us: ask
             try:
                 await self._poll()
             except SidecarError as error:
@@ -111,6 +122,8 @@ class Watch:
             await self._refresh_failed()
         self._token = token
         self._generation = changes.generation
+        if not self._failed:
+            keyring.acknowledge(changes.generation)
 
     async def _refresh_failed(self) -> None:
         for name in sorted(self._failed | set(self._keyring.list_missing())):
@@ -124,6 +137,7 @@ class Watch:
 
     async def _patrol_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
+        earliest_s = 0.0
         while True:
             # Not wait_for: before Python 3.12 it can swallow a cancellation.
             with suppress(TimeoutError):
@@ -132,8 +146,10 @@ class Watch:
             due = self._patrol_wanted.is_set() or loop.time() >= self._patrol_due_s
             if not due and not self._health.is_doubtful:
                 continue
+            await asyncio.sleep(earliest_s - loop.time())
             self._patrol_wanted.clear()
-            self._patrol_due_s = loop.time() + _PATROL_INTERVAL_S
+            began_s = loop.time()
+            self._patrol_due_s = began_s + _PATROL_INTERVAL_S
             try:
                 await self._patrol()
             except SidecarError as error:
@@ -142,6 +158,9 @@ class Watch:
             except Exception:  # noqa: BLE001  (a mistake here must not end the watch)
                 _log.exception("checking the store failed; it will be checked again")
                 self._patrol_due_s = 0.0
+            took_s = loop.time() - began_s
+            floor_s = self._keyring.store.patrol_floor_s
+            earliest_s = loop.time() + max(floor_s, took_s * _PATROL_PAUSES)
 
     async def _patrol(self) -> None:
         """Check every row of the store; when all of them fit, say that nothing is wrong."""
@@ -160,5 +179,11 @@ class Watch:
             except (StoreTampered, CustodyError) as error:
                 self._health.note(error)
                 sound = False
+        try:
+            await keyring.look(keyring.store.observed.read)
+            await keyring.look(keyring.store.sidecars.require_sound)
+        except (StoreTampered, CustodyError) as error:
+            self._health.note(error)
+            sound = False
         if sound:
             self._health.clear_doubt()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class EncryptionServicer:
-    """Seals, opens and rewraps for callers that policy has allowed.
+    """Seals, opens, rewraps and re-encrypts for callers that policy has allowed.
 
     Args:
         config: For the size limit and each key's suite.
@@ -47,13 +47,16 @@ class EncryptionServicer:
         """
         key = call.key
         assert key is not None  # noqa: S101  (the guard has read it from the request)
-        if len(request.plaintext) > self._max_plaintext_bytes:
+        size_bytes = len(request.plaintext)
+        if size_bytes > self._max_plaintext_bytes:
             raise BadRequest(
                 "plaintext",
-                f"has {len(request.plaintext)} bytes; at most {self._max_plaintext_bytes} are "
-                "taken (max_plaintext_bytes)",
+                f"has {size_bytes} bytes; at most {self._max_plaintext_bytes} are taken "
+                "(max_plaintext_bytes)",
             )
-        version = self._keyring.current(key)
+        version = self._keyring.charge(key, size_bytes)
+        if version is None:
+            version = await self._keyring.reserve_and_charge(key, size_bytes)
         envelope = seal(version, request.plaintext, dict(request.context), self._suites[key])
         return pb.EncryptResponse(envelope=envelope, version=_reference(version))
 
@@ -70,6 +73,7 @@ class EncryptionServicer:
         encode_context(context)
         version = await self._version(call)
         plaintext = open_envelope(version, request.envelope, context)
+        self._keyring.note_opened(version)
         return pb.DecryptResponse(plaintext=plaintext, version=_reference(version))
 
     async def rewrap(self, call: Call, request: pb.RewrapRequest) -> pb.RewrapResponse:
@@ -82,9 +86,35 @@ class EncryptionServicer:
         """
         old = await self._version(call)
         assert call.key is not None  # noqa: S101
-        new = self._keyring.current(call.key)
+        new = self._keyring.charge(call.key, 0)
+        if new is None:
+            new = await self._keyring.reserve_and_charge(call.key, 0)
         envelope = rewrap(old, new, request.envelope, self._suites[call.key])
+        self._keyring.note_opened(old)
         return pb.RewrapResponse(
+            envelope=envelope, previous=_reference(old), version=_reference(new)
+        )
+
+    async def reencrypt(self, call: Call, request: pb.ReencryptRequest) -> pb.ReencryptResponse:
+        """Open an envelope, and seal its plaintext under the current version and a new data key.
+
+        Raises:
+            EnvelopeRejected: It does not open.
+            VersionDisabled: Its version may not be used.
+            StoreUnavailable: Its version is not in memory and the store is away.
+        """
+        key = call.key
+        assert key is not None  # noqa: S101
+        context = dict(request.context)
+        encode_context(context)
+        old = await self._version(call)
+        plaintext = open_envelope(old, request.envelope, context)
+        self._keyring.note_opened(old)
+        new = self._keyring.charge(key, len(plaintext))
+        if new is None:
+            new = await self._keyring.reserve_and_charge(key, len(plaintext))
+        envelope = seal(new, plaintext, context, self._suites[key])
+        return pb.ReencryptResponse(
             envelope=envelope, previous=_reference(old), version=_reference(new)
         )
 

@@ -55,9 +55,22 @@ REFLECTION_SERVICE: Final = "grpc.reflection.v1alpha.ServerReflection"
 ENCRYPT: Final = Method(ENCRYPTION_SERVICE, "Encrypt", Operation.ENCRYPT, KeyFrom.KEY_FIELD)
 DECRYPT: Final = Method(ENCRYPTION_SERVICE, "Decrypt", Operation.DECRYPT, KeyFrom.ENVELOPE)
 REWRAP: Final = Method(ENCRYPTION_SERVICE, "Rewrap", Operation.REWRAP, KeyFrom.ENVELOPE)
+REENCRYPT: Final = Method(ENCRYPTION_SERVICE, "Reencrypt", Operation.REENCRYPT, KeyFrom.ENVELOPE)
 LIST_KEYS: Final = Method(KEY_SERVICE, "ListKeys", Operation.LIST_KEYS)
 GET_KEY: Final = Method(KEY_SERVICE, "GetKey", Operation.DESCRIBE_KEY, KeyFrom.NAME_FIELD)
 ROTATE_KEY: Final = Method(KEY_SERVICE, "RotateKey", Operation.ROTATE_KEY, KeyFrom.NAME_FIELD)
+DISABLE_VERSION: Final = Method(
+    KEY_SERVICE, "DisableVersion", Operation.DISABLE_VERSION, KeyFrom.NAME_FIELD
+)
+ENABLE_VERSION: Final = Method(
+    KEY_SERVICE, "EnableVersion", Operation.ENABLE_VERSION, KeyFrom.NAME_FIELD
+)
+DESTROY_VERSION: Final = Method(
+    KEY_SERVICE, "DestroyVersion", Operation.DESTROY_VERSION, KeyFrom.NAME_FIELD
+)
+CANCEL_DESTROY_VERSION: Final = Method(
+    KEY_SERVICE, "CancelDestroyVersion", Operation.CANCEL_DESTROY_VERSION, KeyFrom.NAME_FIELD
+)
 GET_STATUS: Final = Method(STATUS_SERVICE, "GetStatus", Operation.GET_STATUS, public=True)
 HEALTH_CHECK: Final = Method(HEALTH_SERVICE, "Check", Operation.HEALTH, public=True)
 HEALTH_LIST: Final = Method(HEALTH_SERVICE, "List", Operation.HEALTH, public=True)
@@ -68,9 +81,14 @@ METHODS: Final = (
     ENCRYPT,
     DECRYPT,
     REWRAP,
+    REENCRYPT,
     LIST_KEYS,
     GET_KEY,
     ROTATE_KEY,
+    DISABLE_VERSION,
+    ENABLE_VERSION,
+    DESTROY_VERSION,
+    CANCEL_DESTROY_VERSION,
     GET_STATUS,
     HEALTH_CHECK,
     HEALTH_LIST,

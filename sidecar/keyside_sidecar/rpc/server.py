@@ -111,6 +111,9 @@ class InnerServers:
             methods.REWRAP.path: guard.unary(
                 methods.REWRAP, encryption_pb2.RewrapRequest, encryption.rewrap
             ),
+            methods.REENCRYPT.path: guard.unary(
+                methods.REENCRYPT, encryption_pb2.ReencryptRequest, encryption.reencrypt
+            ),
             methods.LIST_KEYS.path: guard.unary(
                 methods.LIST_KEYS, keys_pb2.ListKeysRequest, keys.list_keys
             ),
@@ -119,6 +122,20 @@ class InnerServers:
             ),
             methods.ROTATE_KEY.path: guard.unary(
                 methods.ROTATE_KEY, keys_pb2.RotateKeyRequest, keys.rotate_key
+            ),
+            methods.DISABLE_VERSION.path: guard.unary(
+                methods.DISABLE_VERSION, keys_pb2.DisableVersionRequest, keys.disable_version
+            ),
+            methods.ENABLE_VERSION.path: guard.unary(
+                methods.ENABLE_VERSION, keys_pb2.EnableVersionRequest, keys.enable_version
+            ),
+            methods.DESTROY_VERSION.path: guard.unary(
+                methods.DESTROY_VERSION, keys_pb2.DestroyVersionRequest, keys.destroy_version
+            ),
+            methods.CANCEL_DESTROY_VERSION.path: guard.unary(
+                methods.CANCEL_DESTROY_VERSION,
+                keys_pb2.CancelDestroyVersionRequest,
+                keys.cancel_destroy_version,
             ),
         }
         if config.sidecar.reflection:

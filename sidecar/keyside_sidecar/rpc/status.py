@@ -22,6 +22,7 @@ from keyside_sidecar.errors import (
     BadRequest,
     CustodianUnavailable,
     CustodyError,
+    NoSuchVersion,
     Refused,
     RotationConflict,
     StoreError,
@@ -29,6 +30,8 @@ from keyside_sidecar.errors import (
     StoreUnavailable,
     UnknownVersion,
     VersionDisabled,
+    VersionInUse,
+    WrongState,
 )
 from keyside_sidecar.log import event
 
@@ -152,6 +155,28 @@ def _version_disabled(error: VersionDisabled) -> Failure:
     )
 
 
+def _no_such_version(error: NoSuchVersion) -> Failure:
+    return Failure(
+        grpc.StatusCode.NOT_FOUND,
+        "VERSION_NOT_FOUND",
+        str(error),
+        "keyside keys show lists the key's versions",
+    )
+
+
+def _version_in_use(error: VersionInUse) -> Failure:
+    return Failure(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "VERSION_IN_USE",
+        str(error),
+        "roll the key over first: keyside keys rotate",
+    )
+
+
+def _wrong_state(error: WrongState) -> Failure:
+    return Failure(grpc.StatusCode.FAILED_PRECONDITION, "VERSION_STATE", str(error), error.remedy)
+
+
 def _conflict(error: RotationConflict) -> Failure:
     return Failure(
         grpc.StatusCode.ABORTED,
@@ -215,6 +240,9 @@ _TABLE: Final[tuple[tuple[type[Exception], Callable[..., Failure]], ...]] = (
     (BadRequest, _bad_request),
     (VersionDisabled, _version_disabled),
     (RotationConflict, _conflict),
+    (NoSuchVersion, _no_such_version),
+    (VersionInUse, _version_in_use),
+    (WrongState, _wrong_state),
     (PolicyChanged, _policy_changed),
     (UnknownService, _unknown_service),
     (StoreUnavailable, _store_unavailable),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import insert, update
 
 from keyside_sidecar.errors import StoreTampered, StoreUnavailable
+from keyside_sidecar.store.observed import read_observed_us
 from keyside_sidecar.store.snapshot import Snapshot
 from keyside_sidecar.store.tables import key_versions, keys, store_meta
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from keyside_sidecar.store.authentication import Authenticator
     from keyside_sidecar.store.reader import Reader
+    from keyside_sidecar.store.witness import Witness
 
     Row = Mapping[str, Any]
 
@@ -32,7 +34,7 @@ class Change:
 
     Args:
         connection: In a writing transaction.
-        authenticator: The store's.
+        authenticator: Of the root key that the store belongs to.
         snapshot: Loaded in the same transaction.
 
     Raises:
@@ -46,6 +48,7 @@ class Change:
         self._authenticator = authenticator
         self._meta = snapshot.meta
         self.replaced: list[int] = []
+        self._observed_us: int = snapshot.meta["observed_floor"] or 0
         self._keys_total = authenticator.open_sum(snapshot.meta["keys_digest"])
         self.generation: int = snapshot.meta["generation"] + 1
         swapped = connection.execute(
@@ -107,10 +110,15 @@ class Change:
         self._keys_total += term(changed_key["mac"]) - term(key["mac"])
         return changed_key
 
+    def note_observed(self, observed_us: int) -> None:
+        """Have the store remember the observed time that this change is based on."""
+        self._observed_us = max(self._observed_us, observed_us)
+
     def finish(self) -> Row:
         """Write the store's own row, and return it."""
         digest = self._authenticator.seal_sum(self._keys_total)
-        meta = self._seal(store_meta, {**self._meta, "keys_digest": digest})
+        floor = {"observed_floor": self._observed_us or None}
+        meta = self._seal(store_meta, {**self._meta, "keys_digest": digest, **floor})
         self._connection.execute(update(store_meta).values(**meta))
         return meta
 
@@ -134,29 +142,32 @@ class Draft:
     """A change under way in a transaction, with what it was made from and what it leads to.
 
     Args:
-        connection: In a writing transaction.
-        authenticator: The store's.
-        reader: Reads in the same transaction.
+        reader: In a writing transaction.
         snapshot: Loaded in the same transaction.
+        witness: What this process has seen beside the store's generation.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        authenticator: Authenticator,
-        reader: Reader,
-        snapshot: Snapshot,
-    ) -> None:
-        self._connection = connection
-        self._authenticator = authenticator
+    def __init__(self, reader: Reader, snapshot: Snapshot, witness: Witness) -> None:
         self.reader = reader
         self.snapshot = snapshot
+        self._witness = witness
         self.after: Snapshot | None = None
 
     @cached_property
     def change(self) -> Change:
         """The change; the first use claims the store's next generation."""
-        return Change(self._connection, self._authenticator, self.snapshot)
+        change = Change(self.reader.connection, self.reader.authenticator, self.snapshot)
+        change.note_observed(self.observed_us)
+        return change
+
+    @cached_property
+    def observed_us(self) -> int:
+        """The store's observed time, in microseconds.
+
+        Raises:
+            StoreTampered: It was altered, removed, or has gone back.
+        """
+        return read_observed_us(self.reader, self.snapshot.meta, self._witness)
 
     def finish(self, name: str) -> None:
         """Close the change of one key, read back what was written, and check that it is that.

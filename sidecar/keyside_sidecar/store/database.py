@@ -1,240 +1,95 @@
-"""Connections to the SQLite file, and every way in which it can be away.
+"""What the store needs of a database; SQLite (sqlite.py) and PostgreSQL (postgresql.py) give it.
 
-A transaction runs on the file that was there when it began, or not at all: a file that was
-deleted or replaced underneath would otherwise go on taking writes that nobody ever reads again.
+The statements are the same for both. What differs is here: how a writer is alone, how others hear
+of a change, whose clock counts, and what is left of rows that were overwritten.
 """
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import threading
-import time
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Protocol
 
-from sqlalchemy import create_engine, event
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.pool import QueuePool
-
-from keyside_sidecar.errors import StartupError, StoreTampered, StoreUnavailable
-from keyside_sidecar.store.location import require_private_store
+from keyside_sidecar.store.location import SqliteFile, locate_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from contextlib import AbstractContextManager
 
-    from sqlalchemy import Connection, Engine
-
-_POOL_SIZE: Final = 4
-_FOLD_ATTEMPTS: Final = 5
-_FOLD_PAUSE_S: Final = 0.01
-_WRITES: Final = "keyside_writes"
-_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
-_PRAGMAS: Final = (
-    "foreign_keys = ON",
-    "secure_delete = ON",
-    # A committed rotation survives a power cut, not only a kill: data may already be sealed.
-    "synchronous = FULL",
-    # Nothing in the schema may call functions with side effects, whoever wrote it there.
-    "trusted_schema = OFF",
-)
+    from sqlalchemy import Connection, Table
 
 
-class Database:
-    """One SQLite file, used by this process's threads. Open it after forking, never before.
+class Database(Protocol):
+    """A database that is open, used by this process's threads. Open it after forking."""
 
-    Args:
-        path: The file; must exist.
-        owner_uids: Whose it may be.
-        busy_timeout_s: How long to wait for another process's write, in seconds.
+    @property
+    def patrol_floor_s(self) -> float:
+        """How soon after one another the whole store may be gone through, in seconds."""
 
-    Raises:
-        StartupError: Others could read or replace it.
-        StoreUnavailable: It is missing.
-    """
+    @property
+    def announces_changes(self) -> bool:
+        """Whether :meth:`wait_for_change` wakes when another process announces a change."""
 
-    def __init__(self, path: Path, owner_uids: frozenset[int], busy_timeout_s: float) -> None:
-        self._path = path
-        self._owner_uids = owner_uids
-        self._busy_timeout_s = busy_timeout_s
-        self._lock = threading.Lock()
-        self._identity = _identify(require_private_store(path, owner_uids))
-        self._engine = _create_engine(self._connect, busy_timeout_s)
-        self._watch: sqlite3.Connection | None = None
-        self._watches = 0
-
-    @contextmanager
-    def transaction(self, *, write: bool = False) -> Iterator[Connection]:
+    def transaction(self, *, lock: Table | None = None) -> AbstractContextManager[Connection]:
         """Run the body in one transaction; commit at its end, roll back on any exception.
 
-        A reading transaction sees one state of the store. A writing one has the store to itself.
+        Args:
+            lock: None for reading; all is read of one state of the store. With a table the
+                transaction may write, alone among those that name the same table, and it sees
+                everything that those before it committed.
 
         Raises:
-            StoreUnavailable: The file is missing, was replaced, is locked for too long, can't be
-                read or written, or the disk is full. Nothing was changed, unless the error came
-                from the commit itself, which is then whole or not there.
+            StoreUnavailable: The database is away, locked for too long, full, read-only or
+                damaged. Nothing was changed, unless the error came from the commit itself, which
+                is then whole or not there.
             StoreTampered: A constraint refused a row that checked rows can't have clashed with.
         """
-        with self._translated():
-            identity = self._attend()
-            with (
-                self._engine.connect().execution_options(**{_WRITES: write}) as connection,
-                connection.begin(),
-            ):
-                yield connection
-                if write and self._attend() != identity:
-                    raise StoreUnavailable(f"{self._path} was replaced during a change")
-        if write:
-            self._fold_log_in()
 
-    def read_data_version(self) -> tuple[int, int]:
-        """Return something that differs whenever another connection committed in between.
+    def announce(self, connection: Connection) -> None:
+        """Tell other processes, when the transaction commits, that keys changed."""
+
+    def read_change_token(self) -> object:
+        """Return something that compares equal as long as nobody has written; cheap.
+
+        It may differ where nothing was written, now and then.
 
         Raises:
             StoreUnavailable: As for a transaction.
         """
-        with self._translated():
-            self._attend()
-            with self._lock:
-                if self._watch is None:
-                    self._watch = self._connect()
-                    self._watches += 1
-                try:
-                    (version,) = self._watch.execute("PRAGMA data_version").fetchone()
-                except sqlite3.Error:
-                    self._close_watch()
-                    raise
-                return self._watches, version
+
+    def wait_for_change(self, timeout_s: float) -> None:
+        """Wait, on the calling thread, until a change is announced, or for ``timeout_s`` seconds.
+
+        Returns early for no reason now and then, and always once closed. One thread at a time.
+
+        Raises:
+            StoreUnavailable: The database is away; the next call tries again.
+        """
+
+    def read_time_us(self, connection: Connection) -> int:
+        """Return the clock that all users of the store share, in microseconds since 1970."""
+
+    def scrub(self) -> None:
+        """Remove, best effort, what is left of rows that were overwritten; never raises."""
 
     def close(self) -> None:
-        """Close all connections; the next use opens new ones."""
-        with self._lock:
-            self._close_watch()
-        self._engine.dispose()
-
-    def _fold_log_in(self) -> None:
-        """Copy what was committed from the write-ahead log into the file itself.
-
-        SQLite would do so after a thousand pages, years of rotations; and until then whoever copies
-        or moves the file alone has none of them. Readers may put it off; the next change makes up
-        for it. What was committed is committed either way.
-        """
-        with suppress(sqlite3.Error, SQLAlchemyError):
-            pooled = self._engine.raw_connection()
-            try:
-                wanted = 0
-                for _ in range(_FOLD_ATTEMPTS):
-                    cursor = pooled.cursor()
-                    cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")
-                    _, logged, folded = cursor.fetchone() or (0, 0, 0)
-                    wanted = wanted or logged
-                    if folded >= wanted or logged < wanted:  # the log has begun anew: all is folded
-                        return
-                    time.sleep(_FOLD_PAUSE_S)
-            finally:
-                pooled.close()
-
-    def _connect(self) -> sqlite3.Connection:
-        # mode=rw: never makes a new, empty database where the store has gone.
-        connection = sqlite3.connect(
-            f"file:{quote(str(self._path))}?mode=rw",
-            uri=True,
-            timeout=self._busy_timeout_s,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        try:
-            self._configure(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _configure(self, connection: sqlite3.Connection) -> None:
-        # Text that isn't UTF-8 must reach the MAC check, not look like an outage.
-        connection.text_factory = _decode
-        for pragma in _PRAGMAS:
-            connection.execute(f"PRAGMA {pragma}")
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise StoreUnavailable(
-                f"{self._path} can't have a write-ahead log; it must be on a local file system"
-            )
-
-    def _attend(self) -> tuple[int, int]:
-        """Return which file is there now; leave the old one where it was replaced."""
-        try:
-            identity = _identify(os.lstat(self._path))
-            if identity != self._identity:
-                identity = _identify(require_private_store(self._path, self._owner_uids))
-        except OSError as error:
-            self.close()
-            raise StoreUnavailable(
-                f"the store {self._path} is not there: {error.strerror}"
-            ) from error
-        except StartupError as error:
-            self.close()
-            raise StoreUnavailable(f"{error}; {error.remedy}") from error
-        if identity != self._identity:
-            self.close()
-            self._identity = identity
-        return identity
-
-    def _close_watch(self) -> None:
-        if self._watch is not None:
-            with suppress(sqlite3.Error):
-                self._watch.close()
-            self._watch = None
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except IntegrityError as error:
-            raise StoreTampered("set of rows") from error
-        except DBAPIError as error:
-            self._leave(error.orig)
-            # error.orig only: SQLAlchemy's own text repeats the statement.
-            raise StoreUnavailable(f"the store can't be used: {error.orig}") from error
-        except sqlite3.Error as error:
-            self._leave(error)
-            raise StoreUnavailable(f"the store can't be used: {error}") from error
-        except SQLAlchemyError as error:  # the pool's timeout
-            raise StoreUnavailable("the store is busy: all its connections are in use") from error
-
-    def _leave(self, error: BaseException | None) -> None:
-        """Drop connections after an error that they may not recover from."""
-        code = getattr(error, "sqlite_errorcode", None)
-        if code is None or code & 0xFF not in _BUSY:
-            self.close()
+        """Close all connections, and end a wait; the next use opens new ones."""
 
 
-def _create_engine(connect: Callable[[], sqlite3.Connection], busy_timeout_s: float) -> Engine:
-    engine = create_engine(
-        "sqlite://",
-        creator=connect,
-        poolclass=QueuePool,
-        pool_size=_POOL_SIZE,
-        max_overflow=0,
-        pool_timeout=busy_timeout_s,
-        hide_parameters=True,
-    )
+def open_database(url: str, owner_uids: frozenset[int], busy_timeout_s: float) -> Database:
+    """Open the database that ``url`` names; nothing is made there.
 
-    # The driver's own transaction handling is off (isolation_level=None). A writer takes the lock
-    # at once: one that reads first and upgrades later fails without waiting (SQLITE_BUSY_SNAPSHOT).
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get(_WRITES)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    Args:
+        url: ``sqlite:////absolute/path`` or ``postgresql+psycopg://…`` (config/store_url.py).
+        owner_uids: Whose a file may be; means nothing for PostgreSQL.
+        busy_timeout_s: How long to wait for another process's write, in seconds.
 
-    return engine
+    Raises:
+        StartupError: The URL is not supported, or others can read or replace the file.
+        StoreUnavailable: The file is missing. A server is asked only when it is used.
+    """
+    location = locate_store(url)
+    if isinstance(location, SqliteFile):
+        from keyside_sidecar.store.sqlite import SqliteDatabase
 
+        return SqliteDatabase(location.path, owner_uids, busy_timeout_s)
+    from keyside_sidecar.store.postgresql import PostgresqlDatabase
 
-def _identify(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _decode(value: bytes) -> str:
-    return value.decode("utf-8", "surrogateescape")
+    return PostgresqlDatabase(location, busy_timeout_s)

@@ -1,15 +1,22 @@
-"""Where the store is, and whether anybody else could read or replace it."""
+"""Where the store is, and whether anybody else could read or replace its file."""
 
 from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from keyside_sidecar.config.store_url import (
+    POSTGRESQL_SCHEME,
+    PostgresqlServer,
+    parse_postgresql_url,
+)
+from keyside_sidecar.config.units import WrongValueError
 from keyside_sidecar.errors import StartupError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -20,15 +27,32 @@ _DRIVERS: Final = frozenset({"sqlite", "sqlite+pysqlite"})
 SIDE_SUFFIXES: Final = ("-wal", "-shm", "-journal")
 
 
-def parse_store_url(url: str) -> Path:
-    """Return the database file that ``url`` names.
+@dataclass(frozen=True, slots=True)
+class SqliteFile:
+    """A database file on this host."""
+
+    path: Path
+
+    @property
+    def place(self) -> str:
+        """Names it in messages."""
+        return str(self.path)
+
+
+def locate_store(url: str) -> SqliteFile | PostgresqlServer:
+    """Return what ``url`` names; ``place`` of either is fit for messages, a URL never is.
 
     Raises:
-        StartupError: It isn't of the form ``sqlite:////absolute/path``.
+        StartupError: It isn't ``sqlite:////absolute/path`` or ``postgresql+psycopg://…``.
     """
+    if url.partition(":")[0] == POSTGRESQL_SCHEME:
+        try:
+            return parse_postgresql_url(url)
+        except WrongValueError as error:
+            raise StartupError(f"this store URL {error}", remedy="correct url in [store]") from None
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         parsed = None
     if (
         parsed is None
@@ -40,9 +64,10 @@ def parse_store_url(url: str) -> Path:
     ):
         raise StartupError(
             "this store URL is not supported",  # not quoted: it might hold a password
-            remedy='write url = "sqlite:////absolute/path/keyside.db" in [store]',
+            remedy='write url = "sqlite:////absolute/path/keyside.db" or '
+            "postgresql+psycopg://… in [store]",
         )
-    return Path(parsed.database)
+    return SqliteFile(Path(parsed.database))
 
 
 def list_side_files(path: Path) -> Iterator[Path]:
@@ -116,3 +141,30 @@ def _require_private_file(path: Path, owner_uids: frozenset[int]) -> os.stat_res
             remedy=f"chmod 0600 {path}",
         )
     return status
+
+
+def require_private_secret(name: str, what: str) -> None:
+    """Check that nobody but the running account can read a secret that the store's URL names.
+
+    Args:
+        name: The file.
+        what: Names it in errors.
+
+    Raises:
+        StartupError: Others can, or it belongs to someone else, or it can't be looked at.
+    """
+    try:
+        status = Path(name).stat()
+    except OSError as error:
+        raise StartupError(
+            f"the store's {what} {name} can't be used: {error.strerror}",
+            remedy="make it, owned by the sidecar's account, mode 0600",
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise StartupError(f"the store's {what} {name} is not a regular file")
+    if status.st_uid not in {0, os.geteuid()} or status.st_mode & 0o077:
+        raise StartupError(
+            f"the store's {what} {name} belongs to uid {status.st_uid} and has mode "
+            f"{stat.S_IMODE(status.st_mode):04o}; others could use it",
+            remedy=f"chmod 0600 {name}, and chown it to the sidecar's account",
+        )

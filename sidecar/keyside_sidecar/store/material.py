@@ -44,9 +44,24 @@ class Wrapping:
         self._store_id = store_id
 
     def make_version(
-        self, name: KeyName, number: int, now: datetime, made_by_uid: int | None
+        self,
+        name: KeyName,
+        number: int,
+        now: datetime,
+        made_by_uid: int | None,
+        observed_us: int,
+        *,
+        pending: bool = False,
     ) -> tuple[Row, bytes]:
-        """Return a new current version's columns, and its material for :meth:`require_opens`.
+        """Return a new version's columns, and its material for :meth:`require_opens`.
+
+        Args:
+            name: Its key.
+            number: Its number.
+            now: The time, aware.
+            made_by_uid: The operator's uid; None where the sidecar makes it by itself.
+            observed_us: The store's observed time, in microseconds.
+            pending: It is not current yet.
 
         Raises:
             CustodianUnavailable: The custodian can't be reached.
@@ -59,12 +74,14 @@ class Wrapping:
             "key_name": name,
             "number": number,
             "version_id": version_id,
-            "state": str(VersionState.CURRENT),
+            "state": str(VersionState.PENDING if pending else VersionState.CURRENT),
             "wrapped": self._custodian.wrap(material, binding),
             "root_key_id": self._custodian.key_id,
             "created_at": moment,
-            "activated_at": moment,
+            "activated_at": None if pending else moment,
             "made_by_uid": made_by_uid,
+            "created_observed": observed_us,
+            "activated_observed": None if pending else observed_us,
         }
         return row, material
 
@@ -108,6 +125,9 @@ def describe_key(key: Row, current: Row) -> KeyInfo:
         version_count=key["last_number"],
         created_at=from_microseconds(key["created_at"]),
         rotated_at=from_microseconds(current["activated_at"]),
+        pending_number=None
+        if key["pending_number"] is None
+        else VersionNumber(key["pending_number"]),
     )
 
 
@@ -122,8 +142,20 @@ def describe_version(row: Row) -> VersionInfo:
         activated_at=_moment(row["activated_at"]),
         archived_at=_moment(row["archived_at"]),
         made_by_uid=row["made_by_uid"],
+        created_observed_s=_seconds(row["created_observed"]),
+        activated_observed_s=_seconds(row["activated_observed"]),
+        disabled_at=_moment(row["disabled_at"]),
+        disabled_by_uid=row["disabled_by_uid"],
+        destroy_requested_at=_moment(row["destroy_requested_at"]),
+        destroy_requested_by_uid=row["destroy_requested_by_uid"],
+        destroy_due_s=_seconds(row["destroy_due"]),
+        destroyed_at=_moment(row["destroyed_at"]),
     )
 
 
 def _moment(value: int | None) -> datetime | None:
     return None if value is None else from_microseconds(value)
+
+
+def _seconds(value_us: int | None) -> float | None:
+    return None if value_us is None else value_us / 1_000_000

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import select
 
 from keyside_sidecar.errors import StoreTampered
-from keyside_sidecar.store.tables import key_versions, keys, store_meta
+from keyside_sidecar.store.tables import key_versions, keys, store_meta, store_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from keyside_sidecar.store.authentication import Authenticator
+    from keyside_sidecar.store.material import Wrapping
     from keyside_sidecar.store.snapshot import Mark
+    from keyside_sidecar.store.trust import Trust, Trusted
 
     Row = Mapping[str, Any]
 
@@ -48,25 +50,42 @@ class VersionIndex:
 class Reader:
     """Reads within the transaction that ``connection`` is in.
 
+    ``read_meta`` comes first: it finds the root key that the store belongs to at this moment.
+
     Args:
         connection: In a transaction.
-        authenticator: The store's.
+        trust: Finds root keys.
         mark: What this process knew when the transaction began.
+        since: The same, of the tables outside the store's generation (witness.py).
     """
 
-    def __init__(self, connection: Connection, authenticator: Authenticator, mark: Mark) -> None:
+    def __init__(self, connection: Connection, trust: Trust, mark: Mark, since: int = 0) -> None:
         self.mark = mark
-        self._connection = connection
-        self._authenticator = authenticator
+        self.since = since
+        self.connection = connection
+        self._trust = trust
+        self._trusted: Trusted | None = None
+
+    @property
+    def authenticator(self) -> Authenticator:
+        """Checks the rows of the store as it is in this transaction."""
+        return self._found().authenticator
+
+    @property
+    def wrapping(self) -> Wrapping:
+        """Unwraps the material of the store as it is in this transaction."""
+        return self._found().wrapping
 
     def read_meta(self) -> Row:
         """Return the store's own row.
 
         Raises:
             StoreTampered: It was altered, is another store's, or isn't there.
+            CustodyError: It names a root key that the custodian does not have.
         """
-        row = read_meta_unverified(self._connection)
-        self._authenticator.verify(store_meta.name, row, "own row")
+        row = read_meta_unverified(self.connection)
+        self._trusted = self._trust.use(row["root_key_id"])
+        self.authenticator.verify(store_meta.name, row, "own row")
         return row
 
     def read_keys(self, meta: Row) -> dict[str, Row]:
@@ -75,12 +94,12 @@ class Reader:
         Raises:
             StoreTampered: One was altered, removed, added or put back from the past.
         """
-        rows = [row._asdict() for row in self._connection.execute(select(keys))]
+        rows = [row._asdict() for row in self.connection.execute(select(keys))]
         total = 0
         for row in rows:
-            self._authenticator.verify(keys.name, row, f"row of key {row['name']!a}")
-            total += self._authenticator.compute_term(row["mac"])
-        if not self._authenticator.fits(meta["keys_digest"], total):
+            self.authenticator.verify(keys.name, row, f"row of key {row['name']!a}")
+            total += self.authenticator.compute_term(row["mac"])
+        if not self.authenticator.fits(meta["keys_digest"], total):
             raise StoreTampered("set of keys")
         return {row["name"]: row for row in rows}
 
@@ -100,13 +119,13 @@ class Reader:
         place = f"set of versions of key {key['name']}"
         tags = array("Q")
         total = 0
-        for mac in self._connection.execute(statement).scalars():
+        for mac in self.connection.execute(statement).scalars():
             if not isinstance(mac, bytes):
                 raise StoreTampered(place)
-            term = self._authenticator.compute_term(mac)
+            term = self.authenticator.compute_term(mac)
             total += term
             tags.append(term & _TAG_MASK)
-        if len(tags) != key["last_number"] or not self._authenticator.fits(
+        if len(tags) != key["last_number"] or not self.authenticator.fits(
             key["versions_digest"], total
         ):
             raise StoreTampered(place)
@@ -134,7 +153,7 @@ class Reader:
             .where(key_versions.c.key_name == key["name"], key_versions.c.number.in_(list(numbers)))
             .order_by(key_versions.c.number)
         )
-        rows = [row._asdict() for row in self._connection.execute(statement)]
+        rows = [row._asdict() for row in self.connection.execute(statement)]
         return self._check(key, index, rows)
 
     def read_page(self, key: Row, index: VersionIndex, *, before: int, limit: int) -> list[Row]:
@@ -149,18 +168,52 @@ class Reader:
             .order_by(key_versions.c.number.desc())
             .limit(limit)
         )
-        rows = [row._asdict() for row in self._connection.execute(statement)]
+        rows = [row._asdict() for row in self.connection.execute(statement)]
         expected = range(before - 1, max(before - 1 - limit, 0), -1)
         if [row["number"] for row in rows] != list(expected):
             raise StoreTampered(f"set of versions of key {key['name']}")
         return self._check(key, index, rows)
 
+    def list_scheduled(self, key: Row, index: VersionIndex) -> list[Row]:
+        """Return the rows of the versions whose destruction is scheduled, in order.
+
+        Raises:
+            StoreTampered: As for :meth:`read_version`.
+        """
+        statement = (
+            select(key_versions)
+            .where(key_versions.c.key_name == key["name"], key_versions.c.destroy_due.is_not(None))
+            .order_by(key_versions.c.number)
+        )
+        rows = [row._asdict() for row in self.connection.execute(statement)]
+        if len(rows) != (key["scheduled_count"] or 0):
+            raise StoreTampered(f"set of scheduled destructions of key {key['name']}")
+        return self._check(key, index, rows)
+
+    def read_time(self) -> Row | None:
+        """Return the row of the observed time; None where none was written yet.
+
+        Raises:
+            StoreTampered: It was altered.
+        """
+        found = self.connection.execute(select(store_time)).one_or_none()
+        if found is None:
+            return None
+        row = found._asdict()
+        self.authenticator.verify(store_time.name, row, "observed time")
+        return row
+
+    def _found(self) -> Trusted:
+        if self._trusted is None:
+            raise RuntimeError("read_meta comes first")
+        return self._trusted
+
     def _check(self, key: Row, index: VersionIndex, rows: Sequence[Row]) -> list[Row]:
         for row in rows:
             number = row["number"]
             place = f"version {number!a} of key {key['name']}"
-            self._authenticator.verify(key_versions.name, row, place)
-            tag = self._authenticator.compute_term(row["mac"]) & _TAG_MASK
+            self.authenticator.verify(key_versions.name, row, place)
+            tag = self.authenticator.compute_term(row["mac"]) & _TAG_MASK
             if not 1 <= number <= len(index.tags) or index.tags[number - 1] != tag:
                 raise StoreTampered(place)
         return list(rows)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 # Oldest first. Each is a file in migrations/versions/; the last is what tables.py describes.
-REVISIONS: Final = ("0001",)
+REVISIONS: Final = ("0001", "0002")
 HEAD: Final = REVISIONS[-1]
 
 
@@ -26,7 +26,10 @@ def read_revision(connection: Connection) -> str:
     try:
         revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     except DatabaseError as error:
-        if "no such table" not in str(error.orig):
+        # SQLite's words, and PostgreSQL's code (undefined_table). There, the transaction is
+        # aborted by it: nothing else can be asked in it, and whoever raises leaves it anyway.
+        code = getattr(error.orig, "sqlstate", None)
+        if code != "42P01" and "no such table" not in str(error.orig):
             raise
         revision = None
     if not isinstance(revision, str):

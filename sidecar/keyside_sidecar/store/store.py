@@ -5,43 +5,47 @@ Synchronous; every method is one transaction, may be called from any thread, and
 * ``StoreUnavailable`` where the database is away (missing, locked, full, read-only, damaged);
 * ``StoreTampered`` where something in it was changed without the root key (authentication.py) or
   has gone back in time (snapshot.py). Nothing that did not fit is ever returned or built upon;
-* ``StoreSchemaError`` where a newer program has migrated it meanwhile.
+* ``StoreSchemaError`` where a newer program has migrated it meanwhile;
+* ``CustodyError`` where it has moved to a root key that the custodian does not have.
+
+What can be done to keys and versions stands in changing.py, usage in usage.py, the register of
+processes in sidecars.py, and observed time in observed.py.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from keyside.names import KeyName
-from keyside_sidecar.errors import CustodyError, RotationConflict, StoreTampered, UnknownVersion
-from keyside_sidecar.store import schema
-from keyside_sidecar.store.authentication import Authenticator
-from keyside_sidecar.store.change import Draft
-from keyside_sidecar.store.database import Database
-from keyside_sidecar.store.location import parse_store_url
-from keyside_sidecar.store.material import Wrapping, describe_key, describe_version
-from keyside_sidecar.store.reader import Reader, read_meta_unverified
+from keyside_sidecar.errors import CustodyError, UnknownVersion
+from keyside_sidecar.store import changing, schema
+from keyside_sidecar.store.database import open_database
+from keyside_sidecar.store.material import describe_key, describe_version
+from keyside_sidecar.store.observed import ObservedTime
+from keyside_sidecar.store.reader import read_meta_unverified
 from keyside_sidecar.store.records import (
     Changes,
     KeyInfo,
     LoadedKey,
     OpenedVersion,
-    StoredRotation,
     StoreMeta,
     VersionInfo,
-    VersionState,
     from_microseconds,
 )
-from keyside_sidecar.store.snapshot import Memory, Snapshot
+from keyside_sidecar.store.session import Session
+from keyside_sidecar.store.sidecars import SidecarRegister
+from keyside_sidecar.store.snapshot import Memory
+from keyside_sidecar.store.trust import Trust
+from keyside_sidecar.store.usage import UsageBook
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
-    from datetime import datetime
-    from pathlib import Path
+    from collections.abc import Collection, Mapping
 
     from keyside_sidecar.custody import Custodian
+    from keyside_sidecar.store.database import Database
+    from keyside_sidecar.store.reader import Reader
 
     Row = Mapping[str, Any]
 
@@ -54,16 +58,26 @@ class Store:
 
     Args:
         database: Its connections.
-        custodian: Keeps the root key.
+        trust: Its root key.
         meta: The store's own row, not checked yet.
     """
 
-    def __init__(self, database: Database, custodian: Custodian, meta: Row) -> None:
-        self._database = database
-        self._authenticator = Authenticator(custodian, meta["store_id"])
-        self._wrapping = Wrapping(custodian, meta["store_id"])
-        self._authenticator.verify("store_meta", meta, "own row")
-        self._memory = Memory(meta)
+    def __init__(self, database: Database, trust: Trust, meta: Row) -> None:
+        trust.use(meta["root_key_id"]).authenticator.verify("store_meta", meta, "own row")
+        self.session = Session(database, trust, Memory(meta))
+        self.usage = UsageBook(self.session)
+        self.sidecars = SidecarRegister(self.session)
+        self.observed = ObservedTime(self.session)
+        # Each of these is documented in changing.py.
+        self.create_key = partial(changing.create_key, self.session)
+        self.rotate = partial(changing.rotate, self.session)
+        self.roll_over = partial(changing.roll_over, self.session)
+        self.make_pending = partial(changing.make_pending, self.session)
+        self.disable = partial(changing.disable, self.session)
+        self.enable = partial(changing.enable, self.session)
+        self.schedule_destruction = partial(changing.schedule_destruction, self.session)
+        self.cancel_destruction = partial(changing.cancel_destruction, self.session)
+        self.destroy_if_due = partial(changing.destroy_if_due, self.session)
 
     @classmethod
     def open(
@@ -77,38 +91,46 @@ class Store:
         """Open the store that ``url`` names, and check who can read it, its schema and root key.
 
         Args:
-            url: ``sqlite:////absolute/path``.
-            custodian: Keeps the root key.
-            owner_uids: Whose the file may be; by default the running account's.
+            url: ``sqlite:////absolute/path`` or ``postgresql+psycopg://…``.
+            custodian: Keeps the root key, or finds it.
+            owner_uids: Whose a file may be; by default the running account's.
             busy_timeout_s: How long to wait for another process's write, in seconds.
 
         Raises:
             StartupError: The URL is not supported, or others can read or replace the file.
-            StoreUnavailable: The file is missing or can't be used.
+            StoreUnavailable: The store is missing or can't be used.
             StoreSchemaError: Its schema is older or newer than this program's.
             CustodyError: It belongs to another root key.
             StoreTampered: Its own row was altered.
         """
-        path = parse_store_url(url)
         owners = frozenset({os.geteuid()}) if owner_uids is None else owner_uids
-        database = Database(path, owners, busy_timeout_s)
+        database = open_database(url, owners, busy_timeout_s)
         try:
             with database.transaction() as connection:
                 schema.require_head(connection)
                 meta = read_meta_unverified(connection)
-            _require_root_key(meta, custodian, path)
-            return cls(database, custodian, meta)
+            return cls(database, Trust(_find_root_key(meta, custodian), meta["store_id"]), meta)
         except BaseException:
             database.close()
             raise
 
+    @property
+    def announces_changes(self) -> bool:
+        """Whether :meth:`wait_for_change` wakes by itself."""
+        return self.session.database.announces_changes
+
+    @property
+    def patrol_floor_s(self) -> float:
+        """How soon after one another all rows may be gone through, in seconds."""
+        return self.session.database.patrol_floor_s
+
     def close(self) -> None:
         """Close the store's connections."""
-        self._database.close()
+        self.session.database.close()
 
     def read_meta(self) -> StoreMeta:
         """Return what the store says of itself."""
-        with self._reading() as (_, snapshot):
+        with self.session.reading() as (_, snapshot):
             meta = snapshot.meta
         return StoreMeta(
             store_id=meta["store_id"],
@@ -119,23 +141,34 @@ class Store:
 
     def list_keys(self) -> list[KeyInfo]:
         """Return every key, by name."""
-        with self._reading() as (reader, snapshot):
+        with self.session.reading() as (reader, snapshot):
             return [
                 describe_key(key, self._read_current(reader, key))
                 for _, key in sorted(snapshot.keys.items())
             ]
 
     def load_key(self, name: KeyName) -> LoadedKey:
-        """Return a key with its current version, unwrapped.
+        """Return a key with its current version and its successor, unwrapped.
 
         Raises:
             KeyError: There is no such key.
-            CustodyError: The version does not unwrap.
+            CustodyError: A version does not unwrap.
         """
-        with self._reading() as (reader, snapshot):
+        with self.session.reading() as (reader, snapshot):
             key = snapshot.keys[name]
-            current = self._read_current(reader, key)
-        return LoadedKey(describe_key(key, current), self._wrapping.open_version(current))
+            index = self.session.memory.load_index(reader, key)
+            current = reader.read_version(key, index, key["current_number"])
+            pending = None
+            if key["pending_number"] is not None:
+                pending = reader.read_version(key, index, key["pending_number"])
+            scheduled = reader.list_scheduled(key, index)
+            wrapping = reader.wrapping
+        return LoadedKey(
+            describe_key(key, current),
+            wrapping.open_version(current),
+            None if pending is None else wrapping.open_version(pending),
+            tuple(describe_version(row) for row in scheduled),
+        )
 
     def describe_key(self, name: KeyName) -> KeyInfo:
         """Return what there is to say of a key.
@@ -143,7 +176,7 @@ class Store:
         Raises:
             KeyError: There is no such key.
         """
-        with self._reading() as (reader, snapshot):
+        with self.session.reading() as (reader, snapshot):
             key = snapshot.keys[name]
             return describe_key(key, self._read_current(reader, key))
 
@@ -154,13 +187,14 @@ class Store:
             UnknownVersion: The key, or that number of it, does not exist.
             CustodyError: The version does not unwrap.
         """
-        with self._reading() as (reader, snapshot):
+        with self.session.reading() as (reader, snapshot):
             key = snapshot.keys.get(name)
             if key is None or not 1 <= number <= key["last_number"]:
                 raise UnknownVersion(name, number)
-            index = self._memory.load_index(reader, key)
+            index = self.session.memory.load_index(reader, key)
             row = reader.read_version(key, index, number)
-        return self._wrapping.open_version(row)
+            wrapping = reader.wrapping
+        return wrapping.open_version(row)
 
     def describe_versions(self, name: KeyName, numbers: Collection[int]) -> list[VersionInfo]:
         """Return what there is to say of those of ``numbers`` that exist, ascending.
@@ -169,9 +203,9 @@ class Store:
             KeyError: There is no such key.
         """
         wanted = sorted(numbers)
-        with self._reading() as (reader, snapshot):
+        with self.session.reading() as (reader, snapshot):
             key = snapshot.keys[name]
-            index = self._memory.load_index(reader, key)
+            index = self.session.memory.load_index(reader, key)
             return [
                 describe_version(row)
                 for start in range(0, len(wanted), _NUMBERS_AT_ONCE)
@@ -191,9 +225,9 @@ class Store:
         Raises:
             KeyError: There is no such key.
         """
-        with self._reading() as (reader, snapshot):
+        with self.session.reading() as (reader, snapshot):
             key = snapshot.keys[name]
-            index = self._memory.load_index(reader, key)
+            index = self.session.memory.load_index(reader, key)
             end = key["last_number"] + 1
             rows = reader.read_page(
                 key, index, before=end if before is None else min(before, end), limit=limit
@@ -201,7 +235,7 @@ class Store:
             return [describe_version(row) for row in rows]
 
     def verify_page(self, name: KeyName, *, after: int, limit: int) -> int | None:
-        """Check at most ``limit`` versions of a key from ``after`` + 1 on.
+        """Check at most ``limit`` versions of a key from ``after`` + 1 on, and their usage.
 
         Returns:
             The number to continue after; None when the last version was checked.
@@ -209,123 +243,54 @@ class Store:
         Raises:
             KeyError: There is no such key.
         """
-        with self._reading() as (reader, snapshot):
+        with self.session.reading() as (reader, snapshot):
             key = snapshot.keys[name]
-            index = self._memory.load_index(reader, key)
+            index = self.session.memory.load_index(reader, key)
             last = min(after + limit, key["last_number"])
             reader.read_page(key, index, before=last + 1, limit=last - after)
+            self.usage.read_within(reader, name, range(after + 1, last + 1))
             return None if last == key["last_number"] else last
 
     def forget_checked(self) -> None:
         """Check keys and sets of versions anew at the next use, not only what has changed."""
-        self._memory.forget()
+        self.session.memory.forget()
 
     def read_change_token(self) -> object:
         """Return something that compares equal as long as nobody has written; cheap."""
-        return self._database.read_data_version()
+        return self.session.database.read_change_token()
+
+    def wait_for_change(self, timeout_s: float) -> None:
+        """Wait until another process says that it has changed something, or until the time is up.
+
+        Only where :attr:`announces_changes`.
+        """
+        self.session.database.wait_for_change(timeout_s)
 
     def changed_since(self, generation: int) -> Changes:
         """Return the store's generation, and which keys have changed since ``generation``."""
-        with self._reading() as (_, snapshot):
+        with self.session.reading() as (_, snapshot):
             changed = [n for n, key in snapshot.keys.items() if key["generation"] > generation]
             return Changes(snapshot.meta["generation"], tuple(KeyName(n) for n in sorted(changed)))
 
-    def create_key(self, name: KeyName, now: datetime, made_by_uid: int | None = None) -> bool:
-        """Make a key with version 1, unless it exists; of several calls at once, one does.
-
-        Args:
-            name: The key's.
-            now: The time, aware.
-            made_by_uid: The operator's uid; None where the configuration asks for the key.
-
-        Returns:
-            Whether it was this call that made it.
-
-        Raises:
-            CustodyError: What was wrapped did not unwrap; nothing was changed.
-        """
-        with self._reading() as (_, snapshot):
-            if name in snapshot.keys:
-                return False
-        with self._writing() as draft:
-            if name in draft.snapshot.keys:
-                return False
-            version, material = self._wrapping.make_version(name, 1, now, made_by_uid)
-            key = {"name": name, "created_at": version["created_at"]}
-            draft.change.add_key(key | {"current_number": 1, "last_number": 1}, version)
-            draft.finish(name)
-            self._wrapping.require_opens(draft.current, material)
-        return True
-
-    def rotate(
-        self, name: KeyName, *, actor_uid: int | None, expected_current: int, now: datetime
-    ) -> StoredRotation:
-        """Make a new current version and archive its predecessor: both, or neither (I10).
-
-        Args:
-            name: The key.
-            actor_uid: The operator's uid; None where the sidecar does it by itself.
-            expected_current: The number that must be current; 0 for whichever is.
-            now: The time, aware.
-
-        Raises:
-            KeyError: There is no such key.
-            RotationConflict: Another version is current; nothing was changed.
-            CustodyError: What was wrapped did not unwrap; nothing was changed.
-        """
-        with self._writing() as draft:
-            key = draft.snapshot.keys[name]
-            if expected_current not in (0, key["current_number"]):
-                raise RotationConflict(name, expected_current, key["current_number"])
-            current = self._read_current(draft.reader, key)
-            number = key["last_number"] + 1
-            version, material = self._wrapping.make_version(name, number, now, actor_uid)
-            archived = {"state": str(VersionState.ARCHIVED), "archived_at": version["created_at"]}
-            draft.change.change_key(
-                key,
-                {"current_number": number, "last_number": number},
-                replaced=[(current, archived)],
-                added=[version],
-            )
-            draft.finish(name)
-            opened = self._wrapping.require_opens(draft.current, material)
-            info = describe_key(draft.key, draft.current)
-        return StoredRotation(info, opened, describe_version({**current, **archived}))
-
-    @contextmanager
-    def _reading(self) -> Iterator[tuple[Reader, Snapshot]]:
-        mark = self._memory.mark()
-        with self._database.transaction() as connection:
-            reader = Reader(connection, self._authenticator, mark)
-            try:
-                yield reader, self._memory.load_snapshot(reader)
-            except StoreTampered:
-                # A newer program's rows don't fit either: that is no tampering.
-                schema.require_head(connection)
-                raise
-
-    @contextmanager
-    def _writing(self) -> Iterator[Draft]:
-        mark = self._memory.mark()
-        with self._database.transaction(write=True) as connection:
-            # Migrated since this process started? Its rows would lack the new columns.
-            schema.require_head(connection)
-            reader = Reader(connection, self._authenticator, mark)
-            snapshot = self._memory.load_snapshot(reader)
-            draft = Draft(connection, self._authenticator, reader, snapshot)
-            yield draft
-        if draft.after is not None:
-            self._memory.remember(draft.reader, draft.after, draft.index)
+    def list_root_keys(self) -> tuple[str, ...]:
+        """Return the ids of the root keys that this process could use, its store's first."""
+        custodian = self.session.trust.custodian
+        return (custodian.key_id, *(k for k in custodian.list_ids() if k != custodian.key_id))
 
     def _read_current(self, reader: Reader, key: Row) -> Row:
-        return reader.read_version(key, self._memory.load_index(reader, key), key["current_number"])
+        index = self.session.memory.load_index(reader, key)
+        return reader.read_version(key, index, key["current_number"])
 
 
-def _require_root_key(meta: Row, custodian: Custodian, path: Path) -> None:
+def _find_root_key(meta: Row, custodian: Custodian) -> Custodian:
     # Not checked yet: an altered id gives the wrong reason here, but never an open store.
-    if meta["root_key_id"] != custodian.key_id:
+    if meta["root_key_id"] == custodian.key_id:
+        return custodian
+    try:
+        return custodian.find(meta["root_key_id"])
+    except CustodyError as error:
         raise CustodyError(
-            f"the store {path} belongs to root key {meta['root_key_id']!a}, and the configured "
-            f"one is {custodian.key_id}",
-            remedy="configure the root key that the store was made with, or its backup",
-        )
+            f"the store belongs to root key {meta['root_key_id']!a}, and the configured one is "
+            f"{custodian.key_id}",
+            remedy="configure the root key that the store was made with, or last rotated to",
+        ) from error

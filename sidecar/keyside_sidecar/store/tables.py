@@ -58,6 +58,8 @@ store_meta: Final = Table(
     Column("root_key_id", String(64), nullable=False),
     Column("keys_digest", Blob, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    # The observed time (observed.py) of the last change; NULL for 0.
+    Column("observed_floor", BigInteger),
     Column("mac", Blob, nullable=False),
     CheckConstraint("id = 1", name="store_meta_one_row"),
 )
@@ -70,6 +72,10 @@ keys: Final = Table(
     Column("current_number", BigInteger, nullable=False),
     # The highest number ever given out; numbers have no gaps, so it is the count as well.
     Column("last_number", BigInteger, nullable=False),
+    # The successor that exists already; NULL where there is none.
+    Column("pending_number", BigInteger),
+    # How many versions have a destroy_due; NULL for none.
+    Column("scheduled_count", BigInteger),
     Column("versions_digest", Blob, nullable=False),
     Column("generation", BigInteger, nullable=False),
     Column("mac", Blob, nullable=False),
@@ -92,6 +98,18 @@ key_versions: Final = Table(
     Column("activated_at", BigInteger),
     Column("archived_at", BigInteger),
     Column("made_by_uid", BigInteger),
+    # Observed time (observed.py), in microseconds.
+    Column("created_observed", BigInteger),
+    Column("activated_observed", BigInteger),
+    Column("disabled_at", BigInteger),
+    Column("disabled_by_uid", BigInteger),
+    Column("destroy_requested_at", BigInteger),
+    Column("destroy_requested_by_uid", BigInteger),
+    # Observed time, in microseconds; NULL where no destruction is scheduled.
+    Column("destroy_due", BigInteger),
+    # By the wall clock, too; whichever is later.
+    Column("destroy_not_before", BigInteger),
+    Column("destroyed_at", BigInteger),
     Column("generation", BigInteger, nullable=False),
     Column("mac", Blob, nullable=False),
     CheckConstraint("number >= 1 AND number <= 4294967295", name="key_versions_number"),
@@ -107,4 +125,51 @@ key_versions: Final = Table(
         sqlite_where=text("state = 'CURRENT'"),
         postgresql_where=text("state = 'CURRENT'"),
     ),
+)
+
+# The three below change often and lie outside the store's generation and its digests: a row of
+# theirs can be put back as it once was, but only in directions that do no harm (see the modules
+# that use them), and a process refuses to see one go back.
+
+version_usage: Final = Table(
+    "version_usage",
+    metadata,
+    Column("key_name", String(63), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("reserved_messages", BigInteger, nullable=False),
+    Column("returned_messages", BigInteger, nullable=False),
+    Column("reserved_bytes", BigInteger, nullable=False),
+    Column("returned_bytes", BigInteger, nullable=False),
+    Column("last_sealed_at", BigInteger),
+    Column("last_opened_at", BigInteger),
+    Column("mac", Blob, nullable=False),
+)
+
+sidecars: Final = Table(
+    "sidecars",
+    metadata,
+    Column("sidecar_id", Blob, primary_key=True),
+    Column("host", String(255), nullable=False),
+    # What tells this boot and process namespace from all others.
+    Column("boot", String(128), nullable=False),
+    Column("pid", BigInteger, nullable=False),
+    Column("start_ticks", BigInteger, nullable=False),
+    Column("registered_at", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("generation_seen", BigInteger, nullable=False),
+    # Space-separated ids of the root keys that the process could use.
+    Column("root_key_ids", String(255), nullable=False),
+    # When it withdrew, or was seen to be gone; the row goes a while later.
+    Column("ended_at", BigInteger),
+    Column("mac", Blob, nullable=False),
+)
+
+store_time: Final = Table(
+    "store_time",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("observed", BigInteger, nullable=False),
+    Column("tick", BigInteger, nullable=False),
+    Column("mac", Blob, nullable=False),
+    CheckConstraint("id = 1", name="store_time_one_row"),
 )

@@ -1,0 +1,130 @@
+"""A small sidecar that seals and opens real envelopes, under keys that it makes up.
+
+It shares nothing with the double's "encryption" by reversing. Every version can be asked to open
+again, whatever became current, so that a test can see that nothing was lost.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from tests.unit.sidecar_double import Double, Failure
+
+from keyside.envelope import (
+    DEFAULT_SUITE,
+    VersionKey,
+    open_envelope,
+    parse_wrapping_header,
+    rewrap,
+    seal,
+)
+from keyside.errors import EnvelopeRejected
+from keyside.names import KeyName, VersionNumber
+from keyside.v1 import encryption_pb2, keys_pb2
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEY = KeyName("mail")
+
+
+class EnvelopeDouble(Double):
+    """Rewraps and re-encrypts for real; ``pause_s`` slows each of those calls down."""
+
+    def __init__(self, socket: Path | str, versions: int = 1) -> None:
+        super().__init__(socket)
+        self.materials: list[VersionKey] = []
+        self.pause_s = 0.0
+        self.rewrapped: list[bytes] = []
+        self.reencrypted: list[bytes] = []
+        self.refused: set[int] = set()
+        for _ in range(versions):
+            self.rotate()
+
+    @property
+    def current(self) -> VersionKey:
+        """The version that wraps from now on."""
+        return self.materials[-1]
+
+    def rotate(self) -> None:
+        """Make another version current."""
+        number = VersionNumber(len(self.materials) + 1)
+        identity = number.to_bytes(16)
+        self.materials.append(VersionKey(KEY, number, identity, bytes([number]) * 32))
+
+    def seal(self, plaintext: bytes, context: dict[str, str] | None = None) -> bytes:
+        """Return an envelope under the current version."""
+        return seal(self.current, plaintext, context or {}, DEFAULT_SUITE)
+
+    def open(self, envelope: bytes, context: dict[str, str] | None = None) -> bytes:
+        """Return what an envelope under any version holds."""
+        return open_envelope(self._find(envelope), envelope, context or {})
+
+    def Rewrap(  # noqa: N802
+        self, request: encryption_pb2.RewrapRequest, context: Any
+    ) -> encryption_pb2.RewrapResponse:
+        """Move the envelope under the current version."""
+        self._begin("Rewrap", context)
+        self._admit(request.envelope, context)
+        time.sleep(self.pause_s)
+        self.rewrapped.append(request.envelope)
+        try:
+            envelope = rewrap(self._find(request.envelope), self.current, request.envelope)
+        except EnvelopeRejected:
+            self._reject(context)
+        return encryption_pb2.RewrapResponse(envelope=envelope)
+
+    def Reencrypt(  # noqa: N802
+        self, request: encryption_pb2.ReencryptRequest, context: Any
+    ) -> encryption_pb2.ReencryptResponse:
+        """Seal the plaintext anew."""
+        self._begin("Reencrypt", context)
+        self._admit(request.envelope, context)
+        time.sleep(self.pause_s)
+        try:
+            plaintext = self.open(request.envelope, dict(request.context))
+        except EnvelopeRejected:
+            self._reject(context)
+        self.reencrypted.append(plaintext)
+        return encryption_pb2.ReencryptResponse(
+            envelope=self.seal(plaintext, dict(request.context))
+        )
+
+    def GetKey(  # noqa: N802
+        self, request: keys_pb2.GetKeyRequest, context: Any
+    ) -> keys_pb2.GetKeyResponse:
+        """Say which version is current."""
+        self._begin("GetKey", context)
+        key = keys_pb2.Key(name=request.name, current_version=self.current.number)
+        return keys_pb2.GetKeyResponse(key=key)
+
+    def _find(self, envelope: bytes) -> VersionKey:
+        number = parse_wrapping_header(envelope).version_number
+        if number > len(self.materials):
+            raise EnvelopeRejected
+        return self.materials[number - 1]
+
+    def _admit(self, envelope: bytes, context: Any) -> None:
+        try:
+            number = int(parse_wrapping_header(envelope).version_number)
+        except EnvelopeRejected:
+            self._reject(context)
+        if number in self.refused:
+            self.failures.append(
+                Failure(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    f"version {number} of mail is disabled",
+                    reason="VERSION_DISABLED",
+                    metadata={"remedy": "an operator can enable it again"},
+                )
+            )
+            self._begin("refused", context)
+
+    def _reject(self, context: Any) -> None:
+        error = EnvelopeRejected()
+        self.failures.append(
+            Failure(grpc.StatusCode.INVALID_ARGUMENT, str(error), reason=error.reason)
+        )
+        self._begin("rejected", context)
