@@ -20,6 +20,7 @@ install: .venv/.installed
 demo: install
 	@$$(readlink -f .venv)/bin/python examples/demo.py $(if $(INPUT),--input "$(INPUT)")
 
+# Integration tests wait more than they work, so the others run beside them.
 test: check unit
 
 check: install
@@ -30,14 +31,19 @@ check: install
 
 unit: install
 	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux initdb=postgresql
-	@$$(readlink -f .venv)/bin/python -m pytest
+	@mkdir -p build; python=$$(readlink -f .venv)/bin/python; log=build/integration.log; \
+	echo "tests/integration runs meanwhile, and writes to $$log"; \
+	$$python -m pytest tests/integration >$$log 2>&1 & integration=$$!; \
+	trap 'kill $$integration 2>/dev/null' INT TERM EXIT; \
+	code=0; $$python -m pytest tests/unit tests/property || code=$$?; \
+	wait $$integration || code=$$?; cat $$log; exit $$code
 
 soak: install
 	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux initdb=postgresql
 	@KEYSIDE_SOAK=1 $$(readlink -f .venv)/bin/python -m pytest -m soak
 
 bench: install
-	@tools/system_packages.sh h2load=nghttp2-client initdb=postgresql
+	@tools/system_packages.sh h2load=nghttp2-client
 	@$$(readlink -f .venv)/bin/python tests/bench/run.py
 
 stubs: install

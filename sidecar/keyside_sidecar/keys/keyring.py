@@ -511,7 +511,7 @@ class Keyring:
             await self._refresh(key)
         number = int(self._loaded[key].current.info.number)
         with suppress(StoreTampered):  # noted where it was raised
-            usage = await self.read_usage(key, [number])
+            usage = await self.look(partial(self.store.usage.read, key, [number]))
             self._usage[key] = number, usage.get(number, VersionUsage())
 
     async def _refresh(self, key: KeyName) -> None:
