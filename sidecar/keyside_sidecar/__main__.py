@@ -122,12 +122,18 @@ def root() -> None:
 
 
 @root.command("rotate")
+@click.option(
+    "--prepare",
+    "prepare_only",
+    is_flag=True,
+    help="Make the new root key only, so that it can be backed up and copied first.",
+)
 @click.pass_obj
-def root_rotate(config_path: Path) -> int:
+def root_rotate(config_path: Path, *, prepare_only: bool) -> int:
     """Move the store to a new root key while it is served; if interrupted, run it again."""
     from keyside_sidecar.commands.root import run_root_rotate
 
-    return run_root_rotate(config_path)
+    return run_root_rotate(config_path, prepare_only=prepare_only)
 
 
 @root.command("show")

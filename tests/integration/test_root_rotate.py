@@ -150,6 +150,18 @@ def test_no_call_fails_while_the_root_key_is_replaced(sidecar: Sidecar) -> None:
     assert f"the store belongs to root key '{after}'" in sidecar.log.read_text()
 
 
+def test_a_root_key_can_be_made_first_and_used_later(sidecar: Sidecar) -> None:
+    """So that there is a copy of it before anything depends on it."""
+    before = name_roles(sidecar)["in place"]
+    for _ in range(2):
+        done = sidecar.keysided("root", "rotate", "--prepare")
+        assert done.returncode == 0, done.stderr
+    waiting = load(sidecar.root_key.with_name("root.key.next"))
+    assert show(sidecar)["root_key_id"] == before == name_roles(sidecar)["in place"]
+    assert f"goes on with the root key {waiting}" in rotate(sidecar)
+    assert show(sidecar)["root_key_id"] == waiting == name_roles(sidecar)["in place"]
+
+
 def test_a_process_without_the_new_root_key_is_named_and_nothing_is_changed(
     postgresql_server: Server,
 ) -> None:

@@ -98,7 +98,12 @@ class EnvelopeDouble(Double):
         """Say which version is current."""
         self._begin("GetKey", context)
         key = keys_pb2.Key(name=request.name, current_version=self.current.number)
-        return keys_pb2.GetKeyResponse(key=key)
+        version = keys_pb2.KeyVersion(
+            number=self.current.number,
+            id=self.current.version_id,
+            state=keys_pb2.KEY_VERSION_STATE_CURRENT,
+        )
+        return keys_pb2.GetKeyResponse(key=key, versions=[version])
 
     def _find(self, envelope: bytes) -> VersionKey:
         number = parse_wrapping_header(envelope).version_number

@@ -189,8 +189,7 @@ def list_events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int, dict[s
     return [
         (record.message, record.levelno, record.__dict__["facts"])
         for record in caplog.records
-        if record.name == "keyside_sidecar.rpc.keys"
-        and record.message != "key change requested"
+        if record.name == "keyside_sidecar.rpc.keys" and record.message != "key change requested"
     ]
 
 

@@ -17,6 +17,7 @@ from keyside_sidecar.errors import (
     WrongState,
 )
 from keyside_sidecar.store import Store, VersionState
+from keyside_sidecar.store.backup import write_backup
 from keyside_sidecar.store.changing import Expected
 from keyside_sidecar.store.observed import Observation
 from keyside_sidecar.store.sidecars import ProcessName, make_sidecar_id
@@ -311,6 +312,8 @@ def test_i5_observed_time_can_not_be_taken_back_to_bring_a_destruction_forward(
             opened.observed.read()
         with pytest.raises(StoreTampered, match="observed time"):
             observe(opened, 1)
+        with pytest.raises(StoreTampered, match="observed time"):
+            write_backup(opened.session, "0", NOW, len)
     fresh.close()
     assert find(store, 1).state is VersionState.ARCHIVED
 

@@ -247,7 +247,6 @@ TAMPERED = {
     "a key's row": "UPDATE keys SET current_number = 1",
     "usage": "UPDATE version_usage SET reserved_messages = 0",
     "observed time": "UPDATE store_time SET observed = 7777777",
-    "a sidecar": "UPDATE sidecars SET root_key_ids = 'x'",
 }
 
 
@@ -262,6 +261,20 @@ def test_i6_what_was_altered_is_not_signed_anew(in_file: Rotating, what: str) ->
     with pytest.raises(StoreTampered):
         in_file.move()
     assert in_file.dump() == before
+
+
+def test_an_altered_row_of_the_register_is_neither_signed_anew_nor_in_the_way(
+    in_file: Rotating,
+) -> None:
+    store = in_file.open()
+    enter(store, HERE, in_file.old.key_id, in_file.begin().key_id)
+    store.close()
+    in_file.made.run("UPDATE sidecars SET generation_seen = 1000000")
+    in_file.move()
+    store = in_file.open()
+    roll = store.sidecars.list_all()
+    assert (roll.sidecars, roll.strange) == ((), 1)
+    store.close()
 
 
 class Faulty:

@@ -142,9 +142,12 @@ class Output:
         self._folder = open_folder(os.path.dirname(self._target))  # noqa: PTH120
         self._descriptor, self._temporary = create_temporary(self._folder, mode)
         if existing is not None and not self._secret:
-            with contextlib.suppress(PermissionError):
+            mode = stat.S_IMODE(existing.st_mode) & 0o777
+            try:
                 os.fchown(self._descriptor, existing.st_uid, existing.st_gid)
-            os.fchmod(self._descriptor, stat.S_IMODE(existing.st_mode) & 0o777)
+            except PermissionError:
+                mode &= 0o707  # what its group might do, another group may not
+            os.fchmod(self._descriptor, mode)
 
     def _discard(self) -> None:
         if self._temporary:

@@ -142,7 +142,16 @@ class Journal:
         self._done.add(digest.digest()[:_KEPT_BYTES])
 
     def remove(self) -> None:
-        """Remove it: all is done."""
+        """Remove it: all is done. Emptied first, for its directory may not allow more.
+
+        Raises:
+            JournalError: It can't be emptied; another run would take what it says for its own.
+        """
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise self._unusable(f"can't be emptied: {error.strerror}") from None
         with contextlib.suppress(OSError):
             os.unlink(self.path)  # noqa: PTH108
 

@@ -11,6 +11,7 @@ open: he goes on writing to what has no name any more.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -49,7 +50,7 @@ class Original:
         try:
             self._descriptor = os.open(self.name, flags, dir_fd=self.folder)
         except FileNotFoundError:
-            raise _changed() from None
+            raise changed_meanwhile() from None
         except OSError as error:
             raise CommandError(f"can't read it: {error.strerror}", exits.NO_INPUT) from None
         try:
@@ -114,9 +115,9 @@ class Original:
         try:
             named = os.stat(self.name, dir_fd=self.folder, follow_symlinks=False)
         except OSError:
-            raise _changed() from None
+            raise changed_meanwhile() from None
         if not _identify(self.status) == _identify(here) == _identify(named):
-            raise _changed()
+            raise changed_meanwhile()
 
     def _settle(self) -> os.stat_result:
         """Return its status at a time when a later change would show in its timestamps."""
@@ -128,7 +129,7 @@ class Original:
             if not 0 <= age_ns < _SETTLED_NS:
                 return status
             time.sleep((_SETTLED_NS - age_ns) / 1e9)
-        raise _changed()
+        raise changed_meanwhile()
 
 
 class Replacement:
@@ -201,7 +202,7 @@ class Replacement:
             self.write(block)
             offset += len(block)
         if offset != self._original.size:
-            raise _changed()
+            raise changed_meanwhile()
 
     def finish(self) -> None:
         """Give it the original's mode and attributes, and make it durable.
@@ -210,8 +211,9 @@ class Replacement:
             CommandError: That failed.
         """
         try:
-            os.fchmod(self._descriptor, stat.S_IMODE(self._original.status.st_mode))
+            # The list first: until it is there, the mode could let others in whom it keeps out.
             self._keep_attributes()
+            os.fchmod(self._descriptor, stat.S_IMODE(self._original.status.st_mode))
             os.fsync(self._descriptor)
         except OSError as error:
             raise _cannot_write(error) from None
@@ -277,14 +279,24 @@ def _identify(status: os.stat_result) -> tuple[int, ...]:
 
 def _read_attributes(descriptor: int) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    with contextlib.suppress(OSError):
-        for name in os.listxattr(descriptor):
-            with contextlib.suppress(OSError):
-                found[name] = os.getxattr(descriptor, name)
+    try:
+        names = os.listxattr(descriptor)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return found
+    for name in names:
+        try:
+            found[name] = os.getxattr(descriptor, name)
+        except OSError as error:
+            # Removed meanwhile, or not for us to read; but who may read the file must be known.
+            if name == _ACCESS_LIST and error.errno != errno.ENODATA:
+                raise
     return found
 
 
-def _changed() -> CommandError:
+def changed_meanwhile() -> CommandError:
+    """Return what is said of a file that is no longer what it was when the run met it."""
     return CommandError(
         "it was changed meanwhile, and was left alone",
         exits.TRY_AGAIN,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -12,6 +13,7 @@ from keyside.cli.exits import CommandError
 from keyside.cli.files import MAX_INPUT_BYTES
 from keyside.cli.replacing import Original, Replacement
 from keyside.errors import EnvelopeRejected, LimitExceeded, NotPermitted, UnexpectedAnswer
+from keyside.facts import KeyVersionState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 _MAGIC: Final = b"KSE"
 _RELEARN_S: Final = 5.0
 _RELEARN_SOONEST_S: Final = 1.0
+# The current version is among the newest: behind a successor, or versions that were taken away.
+_NEWEST: Final = 8
 _BUSY_PAUSES_S: Final = (0.5, 1.0, 2.0)
 
 
@@ -72,21 +76,26 @@ class CurrentVersions:
         known = self._known.get(header.key_name)
         if known is None or self._clock() - known.learnt_s >= known.lifetime_s(header):
             known = self._learn(header.key_name)
-        return None if known.number is None else known.number == header.version_number
+        if known.number is None:
+            return None
+        # A number alone can name another version, after a restore from a backup.
+        return (known.number, known.id) == (header.version_number, header.version_id.hex())
 
     def _learn(self, key: str) -> _Known:
-        number: int | None
-        try:
-            number = self._client.get_key(key).current_version
-        except NotPermitted:
-            number = None  # may the calls themselves say so, for each file
-        known = self._known[key] = _Known(number, self._clock())
+        number, version_id = None, ""
+        with suppress(NotPermitted):  # may the calls themselves say so, for each file
+            for version in self._client.iter_versions(key, page_size=_NEWEST):
+                if version.state is KeyVersionState.CURRENT:
+                    number, version_id = version.number, version.id
+                    break
+        known = self._known[key] = _Known(number, version_id, self._clock())
         return known
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
     number: int | None
+    id: str
     learnt_s: float
 
     def lifetime_s(self, header: WrappingHeader) -> float:

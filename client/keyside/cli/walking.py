@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
+from keyside.cli.replacing import changed_meanwhile
 from keyside.cli.temporary import is_temporary, open_folder, remove_leftovers
 
 if TYPE_CHECKING:
@@ -153,7 +154,9 @@ class _Walk:
             try:
                 mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
             except FileNotFoundError:
-                continue  # gone meanwhile
+                # Renamed within the tree, it might be met nowhere; only another run can tell.
+                yield Trouble(os.path.join(path, name), changed_meanwhile())  # noqa: PTH118
+                continue
             except OSError as error:
                 yield Trouble(os.path.join(path, name), _cannot_read(error))  # noqa: PTH118
                 continue

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from keyside_sidecar import hardening
 from keyside_sidecar.commands.accounts import act_as, find_account
 from keyside_sidecar.commands.stores import choose_store
 from keyside_sidecar.config import load_config
 from keyside_sidecar.custody import create_root_key_file, open_custodian
-from keyside_sidecar.errors import StartupError
+from keyside_sidecar.errors import CustodyError, StartupError
 from keyside_sidecar.store import initialise_store
 from keyside_sidecar.store.initialise import NewPostgresqlStore
 from keyside_sidecar.store.location import SqliteFile, locate_store, require_safe_directory
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from keyside_sidecar.config import Config
+    from keyside_sidecar.config.store_url import PostgresqlServer
     from keyside_sidecar.supervisor import Account
 
 _EX_CANTCREAT: Final = 73
@@ -41,6 +43,7 @@ def run_init(config_path: Path, store_url: str | None = None) -> int:
         StoreUnavailable: The server is away, or does not let the role make tables.
         CustodyError: The root key's directory is not safe.
     """
+    hardening.harden_process()  # it makes a root key
     config = load_config(config_path)
     url = choose_store(config, store_url)
     account = find_account(config)
@@ -65,9 +68,11 @@ def run_init(config_path: Path, store_url: str | None = None) -> int:
                 initialise_store(
                     url, open_custodian(config.root_key), uid=os.geteuid(), gid=os.getegid()
                 )
-        except BaseException:
-            # Nothing is wrapped under it yet, and leaving it would make the next init refuse.
-            _remove_root_key(config)
+        except BaseException as error:
+            # Nothing is wrapped under it yet, and leaving it would make the next init refuse. But
+            # where the store may be there after all, a sidecar may have begun to use it.
+            if _is_surely_absent(location, error):
+                _remove_root_key(config)
             raise
     click.echo(f"made the root key {key_id} in {config.root_key.path}")
     click.echo(f"made the store in {location.place}")
@@ -78,6 +83,13 @@ def run_init(config_path: Path, store_url: str | None = None) -> int:
     click.echo("  without the root key, everything that is ever encrypted here is lost;")
     click.echo("  with both of them, whoever has the backup can decrypt it.")
     return 0
+
+
+def _is_surely_absent(location: SqliteFile | PostgresqlServer, error: BaseException) -> bool:
+    if isinstance(location, SqliteFile):
+        return not os.path.lexists(location.path)
+    # Refused by us or by the server, and not an answer to the commit that got lost.
+    return isinstance(error, (StartupError, CustodyError)) or "permission denied" in str(error)
 
 
 @contextmanager

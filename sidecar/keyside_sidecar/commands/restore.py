@@ -107,6 +107,13 @@ def _tell(backup: Backup, contents: Contents, location: SqliteFile | PostgresqlS
     click.echo("Whatever was made or changed since then is gone:")
     click.echo("  what was encrypted under a version made since then can't be opened;")
     click.echo("  a version disabled or destroyed since then can be used again.")
+    if contents.scheduled:
+        click.echo(
+            "These versions were going to be destroyed, and soon will be, once a sidecar runs:"
+        )
+        for place in contents.scheduled:
+            click.echo(f"  keyside keys cancel-destroy {place}    keeps it")
+    click.echo("Counts of messages are those of the backup: a key may roll over a little late.")
     click.echo("Restart every sidecar: one that still runs refuses a store that has gone back.")
 
 

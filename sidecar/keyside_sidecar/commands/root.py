@@ -6,10 +6,12 @@ import json
 import os
 import re
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from keyside_sidecar import hardening
 from keyside_sidecar.commands.accounts import act_as, find_account
 from keyside_sidecar.commands.apart import continue_as, leaving_as_it_was, settle_as
 from keyside_sidecar.config import load_config
@@ -42,8 +44,12 @@ _BUSY_TIMEOUT_S: Final = 15.0
 _FORMER: Final = re.compile(r"\.[0-9a-f]{16}")
 
 
-def run_root_rotate(config_path: Path) -> int:
+def run_root_rotate(config_path: Path, *, prepare_only: bool = False) -> int:
     """Replace the root key by a new one, or take up where an earlier run has ended.
+
+    Args:
+        config_path: The configuration file.
+        prepare_only: Make the new root key, and leave the store as it is.
 
     Started by root, it makes and moves the root key's files itself where their directory is root's;
     the store it touches as the sidecar's account only.
@@ -54,6 +60,7 @@ def run_root_rotate(config_path: Path) -> int:
         StoreUnavailable: The store is away.
         CustodyError: The root key, or the one that is to follow, can't be used.
     """
+    hardening.harden_process()  # it holds root keys, and waits
     config = load_config(config_path)
     account = find_account(config)
     path = config.root_key.path
@@ -67,8 +74,19 @@ def run_root_rotate(config_path: Path) -> int:
     with files.locked():
         former_id = files.load().key_id
         key_id, is_new = files.begin()
+        following = name_next(path)
         if is_new:
-            click.echo(f"made the root key {key_id} in {name_next(path)}")
+            click.echo(f"made the root key {key_id} in {following}")
+        else:
+            made_at = datetime.fromtimestamp(following.stat().st_mtime, UTC)
+            click.echo(
+                f"goes on with the root key {key_id} that waits in {following} since "
+                f"{made_at:%Y-%m-%dT%H:%M:%SZ}"
+            )
+        if prepare_only:
+            click.echo("Back it up, and copy it to every other host with this store, at the same")
+            click.echo("place; then run keysided root rotate.")
+            return 0
         code = continue_as(account)
         if code is None:
             code = _move_store(config, key_id)

@@ -119,6 +119,7 @@ class Succession:
             raise CustodyError(
                 f"{path} holds the same root key as {self._path}", remedy=f"remove {path}"
             )
+        self._make_durable(path)
         return waiting.key_id, False
 
     def settle(self, key_id: str) -> Path | None:
@@ -156,6 +157,7 @@ class Succession:
                         follow_symlinks=False,
                     )
                 self._require_kept(kept, former.key_id)
+                self._make_durable(following)
                 os.fsync(directory)
                 os.rename(
                     following.name, self._path.name, src_dir_fd=directory, dst_dir_fd=directory
@@ -164,6 +166,20 @@ class Succession:
             except OSError as error:
                 raise describe_os_error(self._path, error) from error
         return kept
+
+    def _make_durable(self, path: Path) -> None:
+        """Have a file that somebody put there survive a power cut before it is relied on."""
+        with opened_directory(path, self._owner_uids) as directory:
+            try:
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+                descriptor = os.open(path.name, flags, dir_fd=directory)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+                os.fsync(directory)
+            except OSError as error:
+                raise describe_os_error(path, error) from error
 
     def _require_kept(self, path: Path, key_id: str) -> None:
         try:

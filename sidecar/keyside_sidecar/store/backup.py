@@ -113,6 +113,8 @@ def write_backup(
         CustodyError: A version does not unwrap.
     """
     with session.reading() as (reader, snapshot):
+        # A newer program may have migrated it meanwhile, and this one would leave its tables out.
+        schema.require_head(reader.connection)
         meta = snapshot.meta
         header = Header(
             program=program,
@@ -235,8 +237,12 @@ class Backup:
         """Yield every line but the last, which must be the MAC of all of them."""
         mac = _begin_mac(self.custodian, self.header.store_id)
         self._file.seek(0)
+        is_first = True
         while True:
             line = self._file.readline(_MAX_LINE)
+            if is_first and line != self.header.encode():
+                raise _refuse("was exchanged while it was read")
+            is_first = False
             end = _END.fullmatch(line)
             if end is not None:
                 break

@@ -70,12 +70,14 @@ class Contents:
         keys: How many keys there are.
         versions: How many versions, in any state.
         destroyed: How many of them are destroyed.
+        scheduled: Key and number of those whose destruction is scheduled.
     """
 
     meta: Row
     keys: int
     versions: int
     destroyed: int
+    scheduled: tuple[str, ...] = ()
 
 
 class _Key:
@@ -99,7 +101,8 @@ class Examination:
         self._trust = trust
         self._trusted: Trusted | None = None
         self._meta: Row | None = None
-        self._has_time = False
+        self._observed_us: int | None = None
+        self._scheduled: list[str] = []
         self._stage = 0
         self._keys: dict[str, _Key] = {}
         self._keys_total = 0
@@ -132,9 +135,9 @@ class Examination:
             self._take_meta(row)
         elif table is store_time:
             self._verify(table, row, "observed time")
-            if self._has_time:
+            if self._observed_us is not None:
                 raise StoreTampered("observed time")
-            self._has_time = True
+            self._observed_us = row["observed"]
         elif table is keys:
             self._take_key(row)
         elif table is key_versions:
@@ -154,12 +157,17 @@ class Examination:
         if self._meta is None:
             raise StoreTampered("own row")
         counts = [key.count for key in self._keys.values()]
-        return Contents(self._meta, len(counts), sum(counts), self._destroyed)
+        return Contents(
+            self._meta, len(counts), sum(counts), self._destroyed, tuple(self._scheduled)
+        )
 
     def _end_stage(self) -> None:
         table = TABLES[self._stage]
         self._stage += 1
         authenticator = self.trusted.authenticator
+        floor_us = (self._meta or {}).get("observed_floor") or 0
+        if table is store_time and (self._observed_us or 0) < floor_us:
+            raise StoreTampered("observed time, which has gone back,")
         if table is keys and (
             self._meta is None
             or not authenticator.fits(self._meta["keys_digest"], self._keys_total)
@@ -217,6 +225,8 @@ class Examination:
         key.count += 1
         key.total += self.trusted.authenticator.compute_term(row["mac"])
         self._destroyed += wrapped is None
+        if row["destroy_due"] is not None:
+            self._scheduled.append(f"{row['key_name']} {number}")
         try:
             return self.trusted.wrapping.open_version(row)
         except ValueError:  # a state or a name that no version has

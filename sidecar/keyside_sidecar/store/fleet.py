@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from keyside_sidecar.errors import StoreTampered
 from keyside_sidecar.store.examination import read_table
 from keyside_sidecar.store.records import from_microseconds
 from keyside_sidecar.store.sidecars import ProcessName
@@ -63,10 +64,9 @@ class Fleet:
         self._is_running = is_running
 
     def list_members(self) -> list[Member]:
-        """Return all of them.
+        """Return all of them; one that stands for each row that does not authenticate.
 
         Raises:
-            StoreTampered: A row was altered.
             StoreUnavailable: The store is away.
         """
         with self._session.reading() as (reader, _):
@@ -77,7 +77,12 @@ class Fleet:
         now_us = self._session.database.read_time_us(reader.connection)
         found = []
         for row in read_table(reader.connection, sidecars):
-            reader.authenticator.verify(sidecars.name, row, "register of sidecars")
+            try:
+                reader.authenticator.verify(sidecars.name, row, "register of sidecars")
+            except StoreTampered:
+                # Somebody altered it. It is named, and keeps nothing from being done.
+                found.append(_describe_strange(now_us))
+                continue
             if not self._is_gone(row):
                 found.append(_describe(row, now_us))
         return found
@@ -87,6 +92,11 @@ class Fleet:
             return True
         name = ProcessName(row["host"], row["boot"], row["pid"], row["start_ticks"])
         return name.boot == self._boot and not self._is_running(name)
+
+
+def _describe_strange(now_us: int) -> Member:
+    unknown = "(unknown: altered in the store)"
+    return Member(bytes(16), unknown, 0, from_microseconds(now_us), True, 0, ())
 
 
 def _describe(row: Row, now_us: int) -> Member:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hmac
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, update
 
-from keyside_sidecar.errors import CustodyError
+from keyside_sidecar.errors import CustodyError, StoreTampered
 from keyside_sidecar.store import schema
 from keyside_sidecar.store.authentication import Authenticator, bind_material
 from keyside_sidecar.store.examination import (
@@ -36,7 +37,7 @@ from keyside_sidecar.store.tables import (
 from keyside_sidecar.store.trust import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Connection, Table
 
@@ -99,13 +100,16 @@ def rewrap_store(session: Session, successor: Custodian, fleet: Fleet) -> Rewrap
         if lacking:
             return Rewrapped(None, lacking)
         before = _Materials()
-        _Rewrapping(session.trust, successor, connection, before).run()
+        rewrapping = _Rewrapping(session.trust, successor, connection, before)
+        rewrapping.run()
         after = _Materials(before.key)
         examination = Examination(Trust(successor, snapshot.meta["store_id"]))
         for table, row in read_rows(connection):
             after.take(examination.take(table, row))
         contents = examination.finish()
-        _verify_register(connection, examination.trusted.authenticator)
+        register = list(_list_authentic(connection, examination.trusted.authenticator))
+        if len(register) != rewrapping.registered:
+            raise StoreTampered("register of sidecars")
         if after.digest() != before.digest():
             raise CustodyError(
                 "what was wrapped anew did not unwrap to what it was; nothing was changed",
@@ -124,9 +128,12 @@ def _lock_beside(connection: Connection) -> None:
         connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
 
 
-def _verify_register(connection: Connection, authenticator: Authenticator) -> None:
+def _list_authentic(connection: Connection, authenticator: Authenticator) -> Iterator[Row]:
+    """Yield the register's rows, but for those that somebody altered: they stay as they are."""
     for row in read_table(connection, sidecars):
-        authenticator.verify(sidecars.name, row, "register of sidecars")
+        with suppress(StoreTampered):
+            authenticator.verify(sidecars.name, row, "register of sidecars")
+            yield row
 
 
 class _Materials:
@@ -161,6 +168,7 @@ class _Rewrapping:
         self._keys: dict[str, Row] = {}
         self._totals: dict[str, int] = {}
         self._writing: tuple[Table, list[dict[str, Any]]] = (store_meta, [])
+        self.registered = 0
 
     def run(self) -> None:
         for table, row in read_rows(self._connection):
@@ -178,8 +186,9 @@ class _Rewrapping:
             else:
                 self._write(table, row, {})
         self._examination.finish()
-        for row in read_table(self._connection, sidecars):
+        for row in _list_authentic(self._connection, self._examination.trusted.authenticator):
             self._write(sidecars, row, {})
+            self.registered += 1
         self._write_above()
         self._flush()
 
