@@ -45,7 +45,7 @@ from keyside_sidecar.keys.health import STORE_UNAVAILABLE, StoreHealth, StorePro
 from keyside_sidecar.keys.lookups import Lookups
 from keyside_sidecar.keys.notices import Notice
 from keyside_sidecar.keys.presence import Presence
-from keyside_sidecar.keys.rollover import RolloverPolicy
+from keyside_sidecar.keys.rollover import RolloverPolicy, is_used_up
 from keyside_sidecar.keys.states import may_follow, may_open
 from keyside_sidecar.keys.threads import StoreThreads
 from keyside_sidecar.keys.usage import Meter, UsageLimits
@@ -577,11 +577,7 @@ class Keyring:
     def _on_usage(self, key: KeyName, number: int, usage: VersionUsage) -> None:
         if number == self.current_number(key):
             self._usage[key] = number, usage
-            limits = _limits(self.rules(key))
-            if (limits.messages is not None and usage.messages >= limits.messages) or (
-                limits.plaintext_bytes is not None
-                and usage.plaintext_bytes >= limits.plaintext_bytes
-            ):
+            if is_used_up(self.rules(key).rollover, usage):
                 self._caretaker.hurry()
 
     def _is_away(self) -> bool:

@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keyside_sidecar.errors import SidecarError, StoreError, StoreTampered
 from keyside_sidecar.store.records import SidecarInfo
-from keyside_sidecar.store.sidecars import ProcessName, make_sidecar_id
+from keyside_sidecar.store.sidecars import (
+    SILENT_AFTER,
+    UNKNOWN_HOST,
+    ProcessName,
+    make_sidecar_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,8 +37,6 @@ _log = logging.getLogger(__name__)
 
 _BEAT_S: Final = 5.0
 _RETRY_S: Final = 1.0
-# Who has not been heard of for so long is named, and not waited for.
-_SILENT_AFTER: Final = timedelta(seconds=3 * _BEAT_S)
 _FORGET_AFTER: Final = timedelta(days=7)
 _WAIT_S: Final = 3.0
 _WAIT_STEP_S: Final = 0.05
@@ -109,7 +112,7 @@ class Presence:
                 roll = await self._run(self._store.sidecars.list_all)
                 self._take_note(roll)
                 behind = self._list_behind(generation)
-                is_done = all(roll.now - late.seen_at >= _SILENT_AFTER for late in behind)
+                is_done = all(roll.now - late.seen_at >= SILENT_AFTER for late in behind)
             except SidecarError as error:
                 self._health.note(error)
             if is_done or loop.time() >= deadline_s:
@@ -172,7 +175,7 @@ class Presence:
 
 def _describe_strange(roll: Roll) -> SidecarInfo:
     """Return what stands for rows of the register that nobody can read."""
-    return SidecarInfo(bytes(16), "(unknown: altered in the store)", 0, roll.now, roll.now, 0, ())
+    return SidecarInfo(bytes(16), UNKNOWN_HOST, 0, roll.now, roll.now, 0, ())
 
 
 def describe_self() -> ProcessName:

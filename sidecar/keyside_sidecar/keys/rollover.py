@@ -79,14 +79,14 @@ def decide(
         moment: Now.
     """
     age_s = _age_s(current.activated_at, current.activated_observed_s, moment)
-    expired = age_s >= policy.rotate_every_s or _is_used_up(policy, usage, (1, 1))
+    expired = age_s >= policy.rotate_every_s or is_used_up(policy, usage)
     if expired and pending is None:
         return Step.ROTATE
     if pending is not None:
         # By observed time alone: what matters is that other sidecars had the time to load it.
         waited_s = moment.observed_s - (pending.created_observed_s or 0.0)
         return Step.ACTIVATE_PENDING if expired and waited_s >= policy.propagation_s else None
-    near = age_s >= policy.rotate_every_s - policy.propagation_s or _is_used_up(
+    near = age_s >= policy.rotate_every_s - policy.propagation_s or is_used_up(
         policy, usage, _NEARLY
     )
     return Step.MAKE_PENDING if near and policy.propagation_s > 0 else None
@@ -112,7 +112,8 @@ def clock_is_behind(current: VersionInfo, moment: Moment) -> bool:
     return current.activated_at is not None and moment.now < current.activated_at
 
 
-def _is_used_up(policy: RolloverPolicy, usage: VersionUsage, part: tuple[int, int]) -> bool:
+def is_used_up(policy: RolloverPolicy, usage: VersionUsage, part: tuple[int, int] = (1, 1)) -> bool:
+    """Return whether a part, by default all, of what a key may be used for is used."""
     return _is_over(usage.messages, policy.rotate_after_messages, part) or _is_over(
         usage.plaintext_bytes, policy.rotate_after_bytes, part
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from keyside_sidecar.errors import StoreTampered
-from keyside_sidecar.store.examination import read_table
 from keyside_sidecar.store.records import from_microseconds
-from keyside_sidecar.store.sidecars import ProcessName
-from keyside_sidecar.store.tables import sidecars
+from keyside_sidecar.store.sidecars import (
+    SILENT_AFTER,
+    UNKNOWN_HOST,
+    ProcessName,
+    read_register,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,9 +21,6 @@ if TYPE_CHECKING:
     from keyside_sidecar.store.session import Session
 
     Row = Mapping[str, Any]
-
-# A process writes every five seconds (keys/presence.py).
-SILENT_AFTER_US: Final = 15_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +74,10 @@ class Fleet:
     def list_within(self, reader: Reader) -> list[Member]:
         """Do what :meth:`list_members` does, in the transaction that ``reader`` is in."""
         now_us = self._session.database.read_time_us(reader.connection)
-        found = []
-        for row in read_table(reader.connection, sidecars):
-            try:
-                reader.authenticator.verify(sidecars.name, row, "register of sidecars")
-            except StoreTampered:
-                # Somebody altered it. It is named, and keeps nothing from being done.
-                found.append(_describe_strange(now_us))
-                continue
-            if not self._is_gone(row):
-                found.append(_describe(row, now_us))
-        return found
+        rows, strange = read_register(reader.connection, reader.authenticator)
+        found = [_describe(row, now_us) for row in rows if not self._is_gone(row)]
+        # Who was altered by somebody is named, and keeps nothing from being done.
+        return [*found, *[_describe_strange(now_us)] * strange]
 
     def _is_gone(self, row: Row) -> bool:
         if row["ended_at"] is not None:
@@ -95,17 +87,20 @@ class Fleet:
 
 
 def _describe_strange(now_us: int) -> Member:
-    unknown = "(unknown: altered in the store)"
-    return Member(bytes(16), unknown, 0, from_microseconds(now_us), True, 0, ())
+    now = from_microseconds(now_us)
+    return Member(
+        bytes(16), UNKNOWN_HOST, 0, now, is_silent=True, generation_seen=0, root_key_ids=()
+    )
 
 
 def _describe(row: Row, now_us: int) -> Member:
+    seen_at = from_microseconds(row["seen_at"])
     return Member(
         sidecar_id=row["sidecar_id"],
         host=row["host"],
         pid=row["pid"],
-        seen_at=from_microseconds(row["seen_at"]),
-        is_silent=now_us - row["seen_at"] > SILENT_AFTER_US,
+        seen_at=seen_at,
+        is_silent=from_microseconds(now_us) - seen_at > SILENT_AFTER,
         generation_seen=row["generation_seen"],
         root_key_ids=tuple(row["root_key_ids"].split()),
     )

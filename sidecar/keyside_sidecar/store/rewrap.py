@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hmac
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +23,9 @@ from keyside_sidecar.store.examination import (
     Contents,
     Examination,
     read_rows,
-    read_table,
 )
 from keyside_sidecar.store.reader import Reader
+from keyside_sidecar.store.sidecars import read_register
 from keyside_sidecar.store.tables import (
     keys,
     sidecars,
@@ -37,7 +36,7 @@ from keyside_sidecar.store.tables import (
 from keyside_sidecar.store.trust import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from sqlalchemy import Connection, Table
 
@@ -107,8 +106,8 @@ def rewrap_store(session: Session, successor: Custodian, fleet: Fleet) -> Rewrap
         for table, row in read_rows(connection):
             after.take(examination.take(table, row))
         contents = examination.finish()
-        register = list(_list_authentic(connection, examination.trusted.authenticator))
-        if len(register) != rewrapping.registered:
+        _, strange = read_register(connection, examination.trusted.authenticator)
+        if strange != rewrapping.strange:
             raise StoreTampered("register of sidecars")
         if after.digest() != before.digest():
             raise CustodyError(
@@ -126,14 +125,6 @@ def _lock_beside(connection: Connection) -> None:
         prepare = connection.dialect.identifier_preparer.format_table
         names = ", ".join(prepare(table) for table in _BESIDE)
         connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
-
-
-def _list_authentic(connection: Connection, authenticator: Authenticator) -> Iterator[Row]:
-    """Yield the register's rows, but for those that somebody altered: they stay as they are."""
-    for row in read_table(connection, sidecars):
-        with suppress(StoreTampered):
-            authenticator.verify(sidecars.name, row, "register of sidecars")
-            yield row
 
 
 class _Materials:
@@ -168,7 +159,7 @@ class _Rewrapping:
         self._keys: dict[str, Row] = {}
         self._totals: dict[str, int] = {}
         self._writing: tuple[Table, list[dict[str, Any]]] = (store_meta, [])
-        self.registered = 0
+        self.strange = 0
 
     def run(self) -> None:
         for table, row in read_rows(self._connection):
@@ -186,9 +177,11 @@ class _Rewrapping:
             else:
                 self._write(table, row, {})
         self._examination.finish()
-        for row in _list_authentic(self._connection, self._examination.trusted.authenticator):
+        # A row that somebody altered stays as it is, and goes on not authenticating.
+        trusted = self._examination.trusted
+        register, self.strange = read_register(self._connection, trusted.authenticator)
+        for row in register:
             self._write(sidecars, row, {})
-            self.registered += 1
         self._write_above()
         self._flush()
 

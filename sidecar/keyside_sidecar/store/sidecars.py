@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import delete, insert, select, update
@@ -27,9 +28,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from sqlalchemy import Connection
+
+    from keyside_sidecar.store.authentication import Authenticator
     from keyside_sidecar.store.reader import Reader
     from keyside_sidecar.store.session import Session
 
+# Who has not been heard of for so long is named, and not waited for: it writes every five seconds.
+SILENT_AFTER: Final = timedelta(seconds=15)
+# What stands for a row that does not authenticate, where processes are named.
+UNKNOWN_HOST: Final = "(unknown: altered in the store)"
 _ID_LENGTH: Final = 16
 _FORGET_AFTER_US: Final = 7 * 24 * 3600 * 1_000_000
 _REMOVE_AFTER_US: Final = 3600 * 1_000_000
@@ -102,7 +110,7 @@ class SidecarRegister:
         """
         with self._session.recording(sidecars) as reader:
             now_us = self._session.database.read_time_us(reader.connection)
-            rows, strange = _read(reader)
+            rows, strange = read_register(reader.connection, reader.authenticator)
             known = None
             others = []
             for row in rows:
@@ -140,7 +148,7 @@ class SidecarRegister:
         """
         with self._session.recording(sidecars) as reader:
             now_us = self._session.database.read_time_us(reader.connection)
-            for row in _read(reader)[0]:
+            for row in read_register(reader.connection, reader.authenticator)[0]:
                 if row["sidecar_id"] == sidecar_id:
                     row["ended_at"] = now_us
                     _write(reader, row)
@@ -153,7 +161,7 @@ class SidecarRegister:
         """
         with self._session.reading() as (reader, _):
             now_us = self._session.database.read_time_us(reader.connection)
-            rows, strange = _read(reader)
+            rows, strange = read_register(reader.connection, reader.authenticator)
             return Roll(from_microseconds(now_us), tuple(map(_describe, rows)), strange)
 
     def require_sound(self) -> None:
@@ -172,13 +180,15 @@ def make_sidecar_id() -> bytes:
     return os.urandom(_ID_LENGTH)
 
 
-def _read(reader: Reader) -> tuple[list[dict[str, Any]], int]:
+def read_register(
+    connection: Connection, authenticator: Authenticator
+) -> tuple[list[dict[str, Any]], int]:
     """Return the rows that authenticate, and how many do not."""
     rows, strange = [], 0
-    for found in reader.connection.execute(select(sidecars)):
+    for found in connection.execute(select(sidecars)):
         row = found._asdict()
         try:
-            reader.authenticator.verify(sidecars.name, row, "register of sidecars")
+            authenticator.verify(sidecars.name, row, "register of sidecars")
         except StoreTampered:
             strange += 1
         else:
