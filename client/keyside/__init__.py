@@ -18,9 +18,25 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from keyside import envelope, errors
+    from keyside.access_facts import (
+        AccessApproval,
+        AccessLevel,
+        AccessOperation,
+        AccessRequest,
+        AccessState,
+        AccessStory,
+        AccessUse,
+        ActivatedAccess,
+        AuditRecord,
+        Person,
+        VersionRange,
+    )
     from keyside.aio import AsyncClient
     from keyside.client import Client
+    from keyside.credential import Credential
     from keyside.errors import (
+        AccessRefused,
+        AuthenticationFailed,
         ClosedClient,
         Conflict,
         DeadlineExceeded,
@@ -28,6 +44,8 @@ if TYPE_CHECKING:
         InvalidArgument,
         KeysideError,
         LimitExceeded,
+        NoSuchRecord,
+        NoSuchRequest,
         NoSuchVersion,
         NotIdentified,
         NotPermitted,
@@ -56,11 +74,23 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AccessApproval",
+    "AccessLevel",
+    "AccessOperation",
+    "AccessRefused",
+    "AccessRequest",
+    "AccessState",
+    "AccessStory",
+    "AccessUse",
+    "ActivatedAccess",
     "AsyncClient",
+    "AuditRecord",
+    "AuthenticationFailed",
     "Caller",
     "Client",
     "ClosedClient",
     "Conflict",
+    "Credential",
     "DeadlineExceeded",
     "EnvelopeRejected",
     "InvalidArgument",
@@ -70,9 +100,12 @@ __all__ = [
     "KeyVersionState",
     "KeysideError",
     "LimitExceeded",
+    "NoSuchRecord",
+    "NoSuchRequest",
     "NoSuchVersion",
     "NotIdentified",
     "NotPermitted",
+    "Person",
     "Problem",
     "RolloverPolicy",
     "Rotation",
@@ -83,6 +116,7 @@ __all__ = [
     "UnexpectedAnswer",
     "UntrustedSocket",
     "VersionChange",
+    "VersionRange",
     "VersionUnusable",
     "VersionUsage",
     "WrongVersionState",
@@ -108,8 +142,29 @@ _FACTS: Final = frozenset(
         "VersionUsage",
     }
 )
+_ACCESS_FACTS: Final = frozenset(
+    {
+        "AccessApproval",
+        "AccessLevel",
+        "AccessOperation",
+        "AccessRequest",
+        "AccessState",
+        "AccessStory",
+        "AccessUse",
+        "ActivatedAccess",
+        "AuditRecord",
+        "Person",
+        "VersionRange",
+    }
+)
 _MODULES: Final = frozenset({"envelope", "errors"})
-_CLIENTS: Final = {"Client": "keyside.client", "AsyncClient": "keyside.aio"}
+_PLACES: Final = {
+    "Client": "keyside.client",
+    "AsyncClient": "keyside.aio",
+    "Credential": "keyside.credential",
+    **dict.fromkeys(_ACCESS_FACTS, "keyside.access_facts"),
+    **dict.fromkeys(_FACTS, "keyside.facts"),
+}
 
 
 def _find_version() -> str:
@@ -133,7 +188,7 @@ if not TYPE_CHECKING:  # so that a misspelt name is still an error to a type che
         if name == "__version__":
             value = _find_version()
         else:
-            place = "keyside.facts" if name in _FACTS else _CLIENTS.get(name, "keyside.errors")
+            place = _PLACES.get(name, "keyside.errors")
             value = getattr(importlib.import_module(place), name)
         globals()[name] = value
         return value

@@ -17,6 +17,8 @@ from keyside.errors import (
 )
 
 DEFAULT_TIMEOUT_S: Final = 5.0
+# For a call that waits for PAM (pam_timeout is 10 s unless configured) or reads through a log.
+LONG_TIMEOUT_S: Final = 30.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 0.5
 _LEAST_TIMEOUT_S: Final = 0.001

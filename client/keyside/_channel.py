@@ -10,12 +10,16 @@ import grpc.aio
 
 from keyside import _fork
 from keyside.address import grpc_target
+from keyside.v1.access_pb2_grpc import AccessServiceStub
+from keyside.v1.audit_pb2_grpc import AuditServiceStub
 from keyside.v1.encryption_pb2_grpc import EncryptionServiceStub
 from keyside.v1.keys_pb2_grpc import KeyServiceStub
 from keyside.v1.status_pb2_grpc import StatusServiceStub
 
 if TYPE_CHECKING:
     from keyside.socket_check import TrustedSocket
+    from keyside.v1.access_pb2_grpc import AccessServiceAsyncStub
+    from keyside.v1.audit_pb2_grpc import AuditServiceAsyncStub
     from keyside.v1.encryption_pb2_grpc import EncryptionServiceAsyncStub
     from keyside.v1.keys_pb2_grpc import KeyServiceAsyncStub
     from keyside.v1.status_pb2_grpc import StatusServiceAsyncStub
@@ -47,6 +51,8 @@ class Link:
     encryption: EncryptionServiceStub
     keys: KeyServiceStub
     status: StatusServiceStub
+    access: AccessServiceStub
+    audit: AuditServiceStub
 
     def with_trusted(self, trusted: TrustedSocket) -> Link:
         """Return the same channel with what the socket file is now."""
@@ -63,6 +69,8 @@ class AsyncLink:
     encryption: EncryptionServiceAsyncStub
     keys: KeyServiceAsyncStub
     status: StatusServiceAsyncStub
+    access: AccessServiceAsyncStub
+    audit: AuditServiceAsyncStub
 
     def with_trusted(self, trusted: TrustedSocket) -> AsyncLink:
         """Return the same channel with what the socket file is now."""
@@ -80,6 +88,8 @@ def open_link(trusted: TrustedSocket) -> Link:
         EncryptionServiceStub(channel),
         KeyServiceStub(channel),
         StatusServiceStub(channel),
+        AccessServiceStub(channel),
+        AuditServiceStub(channel),
     )
 
 
@@ -94,4 +104,6 @@ def open_async_link(trusted: TrustedSocket) -> AsyncLink:
         EncryptionServiceStub(channel),
         KeyServiceStub(channel),
         StatusServiceStub(channel),
+        AccessServiceStub(channel),
+        AuditServiceStub(channel),
     )

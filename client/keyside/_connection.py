@@ -6,8 +6,15 @@ import time
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from keyside import _fork
-from keyside._attempts import DEFAULT_TIMEOUT_S, Attempts, check_timeout, closed_error
+from keyside._attempts import (
+    DEFAULT_TIMEOUT_S,
+    LONG_TIMEOUT_S,
+    Attempts,
+    check_timeout,
+    closed_error,
+)
 from keyside.address import choose_socket
+from keyside.credential import as_credential, credential_metadata
 from keyside.errors import KeysideError, Unavailable
 from keyside.socket_check import ExpectedOwner, check_socket, is_unchanged
 
@@ -16,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keyside._channel import Link
+    from keyside.credential import Credential, Metadata
 
 _Answer = TypeVar("_Answer")
 
@@ -30,11 +38,13 @@ class Connection:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         expected_owner: int | str | None = None,
         retry: bool = True,
+        credential: Credential | str | None = None,
     ) -> None:
         self._socket = choose_socket(socket)
         self._timeout_s = check_timeout(timeout_s)
         self._owner = ExpectedOwner(expected_owner)
         self._retry = retry
+        self._credential = as_credential(credential)
         self._link: Link | None = None
         self._suspect = False
         self._closed = False
@@ -103,6 +113,13 @@ class Connection:
             if self._closed:
                 return closed_error()
             raise
+
+    def _metadata(self, credential: Credential | str | None = None) -> Metadata:
+        """Return what goes with an encryption call: the grant's credential, where there is one."""
+        return credential_metadata(as_credential(credential) or self._credential)
+
+    def _long_timeout_s(self, timeout_s: float | None) -> float:
+        return max(self._timeout_s, LONG_TIMEOUT_S) if timeout_s is None else timeout_s
 
     def _open(self) -> Link:
         if self._closed:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
 MAX_PAGE_SIZE: Final = 1000
-_MAX_VERSION: Final = 2**32 - 1
+MAX_VERSION: Final = 2**32 - 1
 
 _VersionRequest = TypeVar(
     "_VersionRequest",
@@ -67,7 +67,7 @@ def encrypt_request(
     return encryption_pb2.EncryptRequest(
         key=parse_key_name(key),
         plaintext=_as_bytes("plaintext", plaintext),
-        context=_as_context(context),
+        context=as_context(context),
     )
 
 
@@ -80,7 +80,7 @@ def decrypt_request(
         InvalidArgument: A value is of another type.
     """
     return encryption_pb2.DecryptRequest(
-        envelope=_as_bytes("envelope", envelope), context=_as_context(context)
+        envelope=_as_bytes("envelope", envelope), context=as_context(context)
     )
 
 
@@ -102,7 +102,7 @@ def reencrypt_request(
         InvalidArgument: A value is of another type.
     """
     return encryption_pb2.ReencryptRequest(
-        envelope=_as_bytes("envelope", envelope), context=_as_context(context)
+        envelope=_as_bytes("envelope", envelope), context=as_context(context)
     )
 
 
@@ -152,12 +152,12 @@ def read_key(message: keys_pb2.Key) -> Key:
         name=message.name,
         current_version=message.current_version,
         version_count=message.version_count,
-        created_at=_time(message.created_at, given=message.HasField("created_at")),
-        rotated_at=_time(message.rotated_at, given=message.HasField("rotated_at")),
+        created_at=read_time(message.created_at, given=message.HasField("created_at")),
+        rotated_at=read_time(message.rotated_at, given=message.HasField("rotated_at")),
         suite=message.suite,
         pending_version=message.pending_version or None,
         rollover=_read_policy(message.rollover) if message.HasField("rollover") else None,
-        next_rollover_at=_time(
+        next_rollover_at=read_time(
             message.next_rollover_at, given=message.HasField("next_rollover_at")
         ),
     )
@@ -170,18 +170,20 @@ def read_version(message: keys_pb2.KeyVersion) -> KeyVersion:
         number=message.number,
         id=message.id.hex(),
         state=_state(message.state),
-        created_at=_time(message.created_at, given=has("created_at")),
-        activated_at=_time(message.activated_at, given=has("activated_at")),
-        archived_at=_time(message.archived_at, given=has("archived_at")),
+        created_at=read_time(message.created_at, given=has("created_at")),
+        activated_at=read_time(message.activated_at, given=has("activated_at")),
+        archived_at=read_time(message.archived_at, given=has("archived_at")),
         made_by_uid=message.made_by_uid if has("made_by_uid") else None,
-        disabled_at=_time(message.disabled_at, given=has("disabled_at")),
+        disabled_at=read_time(message.disabled_at, given=has("disabled_at")),
         disabled_by_uid=message.disabled_by_uid if has("disabled_by_uid") else None,
-        destroy_requested_at=_time(message.destroy_requested_at, given=has("destroy_requested_at")),
+        destroy_requested_at=read_time(
+            message.destroy_requested_at, given=has("destroy_requested_at")
+        ),
         destroy_requested_by_uid=(
             message.destroy_requested_by_uid if has("destroy_requested_by_uid") else None
         ),
-        destroy_in=_duration(message.destroy_in) if has("destroy_in") else None,
-        destroyed_at=_time(message.destroyed_at, given=has("destroyed_at")),
+        destroy_in=read_duration(message.destroy_in) if has("destroy_in") else None,
+        destroyed_at=read_time(message.destroyed_at, given=has("destroyed_at")),
         usage=_read_usage(message.usage) if has("usage") else None,
     )
 
@@ -211,13 +213,13 @@ def read_status(message: status_pb2.GetStatusResponse) -> Status:
     return Status(
         serving=_serving(message.serving),
         version=message.version,
-        started_at=_time(message.started_at, given=message.HasField("started_at")),
+        started_at=read_time(message.started_at, given=message.HasField("started_at")),
         problems=tuple(
             Problem(
                 reason=problem.reason,
                 summary=problem.summary,
                 remedy=problem.remedy,
-                since=_time(problem.since, given=problem.HasField("since")),
+                since=read_time(problem.since, given=problem.HasField("since")),
                 blocking=problem.blocking,
             )
             for problem in message.problems
@@ -229,17 +231,17 @@ def read_status(message: status_pb2.GetStatusResponse) -> Status:
 
 def _read_policy(message: keys_pb2.RolloverPolicy) -> RolloverPolicy:
     return RolloverPolicy(
-        rotate_every=_duration(message.rotate_every),
+        rotate_every=read_duration(message.rotate_every),
         rotate_after_messages=message.rotate_after_messages or None,
         rotate_after_bytes=message.rotate_after_bytes or None,
-        propagation=_duration(message.propagation),
+        propagation=read_duration(message.propagation),
     )
 
 
 def _read_usage(message: keys_pb2.VersionUsage) -> VersionUsage:
     return VersionUsage(
-        last_sealed_at=_time(message.last_sealed_at, given=message.HasField("last_sealed_at")),
-        last_opened_at=_time(message.last_opened_at, given=message.HasField("last_opened_at")),
+        last_sealed_at=read_time(message.last_sealed_at, given=message.HasField("last_sealed_at")),
+        last_opened_at=read_time(message.last_opened_at, given=message.HasField("last_opened_at")),
         messages=message.messages,
         plaintext_bytes=message.plaintext_bytes,
     )
@@ -247,7 +249,7 @@ def _read_usage(message: keys_pb2.VersionUsage) -> VersionUsage:
 
 def _read_processes(messages: Iterable[keys_pb2.SidecarProcess]) -> tuple[SidecarProcess, ...]:
     return tuple(
-        SidecarProcess(one.host, one.pid, _time(one.seen_at, given=one.HasField("seen_at")))
+        SidecarProcess(one.host, one.pid, read_time(one.seen_at, given=one.HasField("seen_at")))
         for one in messages
     )
 
@@ -279,14 +281,16 @@ def _serving(number: status_pb2.Serving.ValueType) -> Serving:
         return Serving.UNKNOWN
 
 
-def _time(message: Timestamp, *, given: bool) -> datetime | None:
+def read_time(message: Timestamp, *, given: bool) -> datetime | None:
+    """Return the proto's time in UTC; ``None`` where it was not given or is beyond all dates."""
     try:
         return message.ToDatetime(tzinfo=UTC) if given else None
     except (ValueError, OverflowError):
         return None
 
 
-def _duration(message: Duration) -> timedelta:
+def read_duration(message: Duration) -> timedelta:
+    """Return the proto's duration, or the longest where it is longer than that."""
     try:
         return message.ToTimedelta()
     except (ValueError, OverflowError):
@@ -294,7 +298,7 @@ def _duration(message: Duration) -> timedelta:
 
 
 def _check_number(field: str, number: int) -> None:
-    if not isinstance(number, int) or not 1 <= number <= _MAX_VERSION:
+    if not isinstance(number, int) or not 1 <= number <= MAX_VERSION:
         raise InvalidArgument(f"{field} is a version's number, 1 or more")
 
 
@@ -306,7 +310,12 @@ def _as_bytes(field: str, value: bytes | bytearray | memoryview) -> bytes:
     raise InvalidArgument(f"{field} is bytes, not {type(value).__name__}")
 
 
-def _as_context(context: Mapping[str, str] | None) -> dict[str, str]:
+def as_context(context: Mapping[str, str] | None) -> dict[str, str]:
+    """Return a context's pairs; the sidecar knows their bounds.
+
+    Raises:
+        InvalidArgument: It is no mapping of valid text to valid text.
+    """
     if context is not None and not isinstance(context, Mapping):
         raise InvalidArgument(f"context maps text to text; it is no {type(context).__name__}")
     pairs = dict(context or {})

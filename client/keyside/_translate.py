@@ -14,12 +14,16 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from keyside.errors import (
+    AccessRefused,
+    AuthenticationFailed,
     Conflict,
     DeadlineExceeded,
     EnvelopeRejected,
     InvalidArgument,
     KeysideError,
     LimitExceeded,
+    NoSuchRecord,
+    NoSuchRequest,
     NoSuchVersion,
     NotIdentified,
     NotPermitted,
@@ -52,7 +56,21 @@ _BY_REASON: Final[dict[str, type[KeysideError]]] = {
     "VERSION_IN_USE": WrongVersionState,
     "VERSION_STATE": WrongVersionState,
     "ROTATION_CONFLICT": Conflict,
+    "AUTHENTICATION_DENIED": AuthenticationFailed,
+    "AUTHENTICATION_LIMITED": AuthenticationFailed,
+    "AUTHENTICATION_UNAVAILABLE": Unavailable,
+    "ACCOUNT_LOCKED": AuthenticationFailed,
+    "ACCOUNT_EXPIRED": AuthenticationFailed,
+    "PASSWORD_EXPIRED": AuthenticationFailed,
+    "ACCESS_NOT_FOUND": NoSuchRequest,
+    "RECORD_NOT_FOUND": NoSuchRecord,
+    "CHECKPOINT_NOT_FOUND": NoSuchRecord,
+    "GRANT_ENDED": NotPermitted,
+    "GRANT_SCOPE": NotPermitted,
+    "CREDENTIAL_REFUSED": NotPermitted,
 }
+# What the state of an access request does not allow; a later sidecar may know more such reasons.
+_ACCESS: Final = "ACCESS_"
 _NOT_LISTENING: Final = "Connection refused"
 _TOO_LARGE: Final = "larger than max"
 
@@ -79,7 +97,7 @@ def translate_status(
     details = _read_details(metadata)
     if not details.reason:
         return _translate_foreign(code, text, details, socket)
-    kind = _BY_REASON.get(details.reason) or _BY_CODE.get(code, UnexpectedAnswer)
+    kind = _choose_kind(code, details.reason)
     if details.violations:
         named = "; ".join(f"{name}: {why}" for name, why in details.violations)
         text = named if named in text or not text else f"{text} ({named})"
@@ -93,6 +111,14 @@ def translate_status(
     if isinstance(error, InvalidArgument):
         error.violations = details.violations
     return error
+
+
+def _choose_kind(code: str, reason: str) -> type[KeysideError]:
+    if reason in _BY_REASON:
+        return _BY_REASON[reason]
+    if code == "FAILED_PRECONDITION" and reason.startswith(_ACCESS):
+        return AccessRefused
+    return _BY_CODE.get(code, UnexpectedAnswer)
 
 
 def _translate_foreign(code: str, text: str, details: _Details, socket: str) -> KeysideError:

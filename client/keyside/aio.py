@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keyside._async_connection import AsyncConnection
+from keyside._async_access import AsyncPeopleCalls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from keyside.credential import Credential
     from keyside.facts import Key, KeyVersion, Rotation, Status, VersionChange
     from keyside.v1 import keys_pb2
 
 
-class AsyncClient(AsyncConnection):
+class AsyncClient(AsyncPeopleCalls):
     """Calls the sidecar on this host, from one event loop.
 
     Guarantees and arguments are those of ``keyside.Client``; methods, arguments and errors are the
@@ -30,9 +31,10 @@ class AsyncClient(AsyncConnection):
         timeout_s: As for ``keyside.Client``.
         expected_owner: As for ``keyside.Client``.
         retry: As for ``keyside.Client``.
+        credential: As for ``keyside.Client``.
 
     Raises:
-        InvalidArgument: ``socket`` or ``timeout_s`` is not valid.
+        InvalidArgument: ``socket``, ``timeout_s`` or ``credential`` is not valid.
     """
 
     async def encrypt(
@@ -41,6 +43,7 @@ class AsyncClient(AsyncConnection):
         plaintext: bytes | bytearray | memoryview,
         context: Mapping[str, str] | None = None,
         *,
+        credential: Credential | str | None = None,
         timeout_s: float | None = None,
     ) -> bytes:
         """Seal a plaintext under the key's current version and a fresh data key.
@@ -51,6 +54,7 @@ class AsyncClient(AsyncConnection):
             context: Pairs bound to the envelope, neither secret nor stored in it; the same must
                 be given to ``decrypt``. At most 32; a name has 1 to 128 bytes, a value at most
                 1,024, of UTF-8.
+            credential: A grant's, instead of the client's.
             timeout_s: For this call, instead of the client's.
 
         Returns:
@@ -67,8 +71,13 @@ class AsyncClient(AsyncConnection):
         from keyside._messages import encrypt_request
 
         request = encrypt_request(key, plaintext, context)
+        metadata = self._metadata(credential)
         answer = await self._call(
-            lambda link, limit_s: link.encryption.Encrypt(request, timeout=limit_s), timeout_s
+            lambda link, limit_s: link.encryption.Encrypt(
+                request, timeout=limit_s, metadata=metadata
+            ),
+            timeout_s,
+            repeatable=not metadata,
         )
         return answer.envelope
 
@@ -77,6 +86,7 @@ class AsyncClient(AsyncConnection):
         envelope: bytes | bytearray | memoryview,
         context: Mapping[str, str] | None = None,
         *,
+        credential: Credential | str | None = None,
         timeout_s: float | None = None,
     ) -> bytes:
         """Open an envelope made under any version that is not disabled or destroyed.
@@ -84,6 +94,7 @@ class AsyncClient(AsyncConnection):
         Args:
             envelope: What ``encrypt`` or ``rewrap`` returned, whole.
             context: The pairs given to ``encrypt``.
+            credential: A grant's, instead of the client's.
             timeout_s: For this call, instead of the client's.
 
         Raises:
@@ -94,13 +105,22 @@ class AsyncClient(AsyncConnection):
         from keyside._messages import decrypt_request
 
         request = decrypt_request(envelope, context)
+        metadata = self._metadata(credential)
         answer = await self._call(
-            lambda link, limit_s: link.encryption.Decrypt(request, timeout=limit_s), timeout_s
+            lambda link, limit_s: link.encryption.Decrypt(
+                request, timeout=limit_s, metadata=metadata
+            ),
+            timeout_s,
+            repeatable=not metadata,
         )
         return answer.plaintext
 
     async def rewrap(
-        self, envelope: bytes | bytearray | memoryview, *, timeout_s: float | None = None
+        self,
+        envelope: bytes | bytearray | memoryview,
+        *,
+        credential: Credential | str | None = None,
+        timeout_s: float | None = None,
     ) -> bytes:
         """Move an envelope's data key under the key's current version.
 
@@ -109,6 +129,7 @@ class AsyncClient(AsyncConnection):
 
         Args:
             envelope: A whole envelope, or its wrapping header alone (docs/envelope.md).
+            credential: A grant's, instead of the client's.
             timeout_s: For this call, instead of the client's.
 
         Returns:
@@ -120,8 +141,13 @@ class AsyncClient(AsyncConnection):
         from keyside._messages import rewrap_request
 
         request = rewrap_request(envelope)
+        metadata = self._metadata(credential)
         answer = await self._call(
-            lambda link, limit_s: link.encryption.Rewrap(request, timeout=limit_s), timeout_s
+            lambda link, limit_s: link.encryption.Rewrap(
+                request, timeout=limit_s, metadata=metadata
+            ),
+            timeout_s,
+            repeatable=not metadata,
         )
         return answer.envelope
 
@@ -151,8 +177,13 @@ class AsyncClient(AsyncConnection):
         from keyside._messages import reencrypt_request
 
         request = reencrypt_request(envelope, context)
+        metadata = self._metadata()
         answer = await self._call(
-            lambda link, limit_s: link.encryption.Reencrypt(request, timeout=limit_s), timeout_s
+            lambda link, limit_s: link.encryption.Reencrypt(
+                request, timeout=limit_s, metadata=metadata
+            ),
+            timeout_s,
+            repeatable=not metadata,
         )
         return answer.envelope
 

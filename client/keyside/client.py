@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keyside._connection import Connection
+from keyside._access import PeopleCalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from keyside.credential import Credential
     from keyside.facts import Key, KeyVersion, Rotation, Status, VersionChange
     from keyside.v1 import keys_pb2
 
 
-class Client(Connection):
+class Client(PeopleCalls):
     """Calls the sidecar on this host.
 
     Guarantees: nothing is sent before the socket was found to belong to whom it should
@@ -38,9 +39,12 @@ class Client(Connection):
             takes ``KEYSIDE_EXPECTED_OWNER`` and, where that is unset, accepts root, this process's
             own effective uid and the account ``keyside``.
         retry: ``False`` makes each call once.
+        credential: A grant's, for a person who has been given access (``activate_access``). It goes
+            with ``encrypt``, ``decrypt``, ``rewrap`` and ``reencrypt`` and with nothing else. Such
+            a call is never made again by itself: each may count as a use.
 
     Raises:
-        InvalidArgument: ``socket`` or ``timeout_s`` is not valid.
+        InvalidArgument: ``socket``, ``timeout_s`` or ``credential`` is not valid.
     """
 
     def encrypt(
@@ -49,6 +53,7 @@ class Client(Connection):
         plaintext: bytes | bytearray | memoryview,
         context: Mapping[str, str] | None = None,
         *,
+        credential: Credential | str | None = None,
         timeout_s: float | None = None,
     ) -> bytes:
         """Seal a plaintext under the key's current version and a fresh data key.
@@ -59,6 +64,7 @@ class Client(Connection):
             context: Pairs bound to the envelope, neither secret nor stored in it; the same must
                 be given to ``decrypt``. At most 32; a name has 1 to 128 bytes, a value at most
                 1,024, of UTF-8.
+            credential: A grant's, instead of the client's.
             timeout_s: For this call, instead of the client's.
 
         Returns:
@@ -75,8 +81,13 @@ class Client(Connection):
         from keyside._messages import encrypt_request
 
         request = encrypt_request(key, plaintext, context)
+        metadata = self._metadata(credential)
         return self._call(
-            lambda link, limit_s: link.encryption.Encrypt(request, timeout=limit_s), timeout_s
+            lambda link, limit_s: link.encryption.Encrypt(
+                request, timeout=limit_s, metadata=metadata
+            ),
+            timeout_s,
+            repeatable=not metadata,
         ).envelope
 
     def decrypt(
@@ -84,6 +95,7 @@ class Client(Connection):
         envelope: bytes | bytearray | memoryview,
         context: Mapping[str, str] | None = None,
         *,
+        credential: Credential | str | None = None,
         timeout_s: float | None = None,
     ) -> bytes:
         """Open an envelope made under any version that is not disabled or destroyed.
@@ -91,6 +103,7 @@ class Client(Connection):
         Args:
             envelope: What ``encrypt`` or ``rewrap`` returned, whole.
             context: The pairs given to ``encrypt``.
+            credential: A grant's, instead of the client's.
             timeout_s: For this call, instead of the client's.
 
         Raises:
@@ -101,12 +114,21 @@ class Client(Connection):
         from keyside._messages import decrypt_request
 
         request = decrypt_request(envelope, context)
+        metadata = self._metadata(credential)
         return self._call(
-            lambda link, limit_s: link.encryption.Decrypt(request, timeout=limit_s), timeout_s
+            lambda link, limit_s: link.encryption.Decrypt(
+                request, timeout=limit_s, metadata=metadata
+            ),
+            timeout_s,
+            repeatable=not metadata,
         ).plaintext
 
     def rewrap(
-        self, envelope: bytes | bytearray | memoryview, *, timeout_s: float | None = None
+        self,
+        envelope: bytes | bytearray | memoryview,
+        *,
+        credential: Credential | str | None = None,
+        timeout_s: float | None = None,
     ) -> bytes:
         """Move an envelope's data key under the key's current version.
 
@@ -115,6 +137,7 @@ class Client(Connection):
 
         Args:
             envelope: A whole envelope, or its wrapping header alone (docs/envelope.md).
+            credential: A grant's, instead of the client's.
             timeout_s: For this call, instead of the client's.
 
         Returns:
@@ -126,8 +149,13 @@ class Client(Connection):
         from keyside._messages import rewrap_request
 
         request = rewrap_request(envelope)
+        metadata = self._metadata(credential)
         return self._call(
-            lambda link, limit_s: link.encryption.Rewrap(request, timeout=limit_s), timeout_s
+            lambda link, limit_s: link.encryption.Rewrap(
+                request, timeout=limit_s, metadata=metadata
+            ),
+            timeout_s,
+            repeatable=not metadata,
         ).envelope
 
     def reencrypt(
@@ -156,8 +184,13 @@ class Client(Connection):
         from keyside._messages import reencrypt_request
 
         request = reencrypt_request(envelope, context)
+        metadata = self._metadata()
         return self._call(
-            lambda link, limit_s: link.encryption.Reencrypt(request, timeout=limit_s), timeout_s
+            lambda link, limit_s: link.encryption.Reencrypt(
+                request, timeout=limit_s, metadata=metadata
+            ),
+            timeout_s,
+            repeatable=not metadata,
         ).envelope
 
     def list_keys(self, *, timeout_s: float | None = None) -> list[Key]:

@@ -4,22 +4,27 @@ KeysideError
 ├── InvalidArgument           the request itself is wrong; says which field and limit
 ├── EnvelopeRejected          the envelope does not open; deliberately says no more
 ├── NotPermitted              policy refuses, or the key does not exist (they look alike)
-│   └── NotIdentified         the sidecar could not establish who is calling
+│   ├── NotIdentified         the sidecar could not establish who is calling
+│   └── AuthenticationFailed  the password was not accepted, or the account can't be used
 ├── VersionUnusable           the envelope's key version is disabled or destroyed
 ├── NoSuchVersion             the key has no version of that number
 ├── WrongVersionState         the version's state does not allow this change, or it is in use
+├── NoSuchRequest             there is no access request of that id
+├── AccessRefused             the access request, as it is now, does not allow this
+├── NoSuchRecord              the audit log holds no such record
 ├── Conflict                  someone else changed the key first
 ├── LimitExceeded             too many calls or too large a message
 ├── Unavailable               the sidecar, its store or the name service is away; may be retried
 │   └── DeadlineExceeded      no answer in time
 ├── UntrustedSocket           the socket is not owned by whom it should be; nothing was sent
+├── MalformedRecord           a line is no record of an audit log, or no checkpoint; says why
 ├── UnexpectedAnswer          the sidecar failed inside, or answered what this client can't read
 └── ClosedClient              the client was closed, or can't be used here: a fork, another loop
 
 Every error has ``code`` (the gRPC status code's name, such as ``"UNAVAILABLE"``, or ``None`` where
 the client itself refused before anything was sent), ``reason`` (a constant such as
 ``"NOT_ALLOWED"``), ``retryable`` and ``remedy`` (what to do, or ``""``). None ever holds a
-plaintext, a key or an envelope.
+plaintext, a key, an envelope, a password or a credential.
 """
 
 from __future__ import annotations
@@ -84,7 +89,12 @@ class EnvelopeRejected(KeysideError):
 
 
 class NotPermitted(KeysideError):
-    """Policy refuses this caller, or there is no such key; the two look alike."""
+    """Policy refuses this caller, or there is no such key; the two look alike.
+
+    To the holder of a grant, ``reason`` says more: ``GRANT_ENDED`` (expired, revoked or used up),
+    ``GRANT_SCOPE`` (it does not cover this operation, version or context) or
+    ``CREDENTIAL_REFUSED`` (the credential is no grant's of this caller).
+    """
 
     code: str | None = "PERMISSION_DENIED"
     reason = "NOT_ALLOWED"
@@ -95,6 +105,19 @@ class NotIdentified(NotPermitted):
 
     code = "UNAUTHENTICATED"
     reason = "PEER_UNKNOWN"
+
+
+class AuthenticationFailed(NotPermitted):
+    """The caller could not prove to be the person that the account belongs to.
+
+    ``reason`` is ``AUTHENTICATION_DENIED`` (the password is wrong), ``AUTHENTICATION_LIMITED`` (too
+    many failures; the remedy says how long to wait), ``ACCOUNT_LOCKED``, ``ACCOUNT_EXPIRED`` or
+    ``PASSWORD_EXPIRED``. Where the password could not be checked at all, the call raises
+    ``Unavailable`` with reason ``AUTHENTICATION_UNAVAILABLE``.
+    """
+
+    code = "UNAUTHENTICATED"
+    reason = "AUTHENTICATION_DENIED"
 
 
 class VersionUnusable(KeysideError):
@@ -120,6 +143,32 @@ class WrongVersionState(KeysideError):
 
     code = "FAILED_PRECONDITION"
     reason = "VERSION_STATE"
+
+
+class NoSuchRequest(KeysideError):
+    """There is no access request of that id."""
+
+    code = "NOT_FOUND"
+    reason = "ACCESS_NOT_FOUND"
+
+
+class AccessRefused(KeysideError):
+    """The access request, as it is now, does not allow this; the message says why.
+
+    ``reason`` is a constant such as ``ACCESS_NOT_APPROVED``, ``ACCESS_DECIDED_ALREADY`` or
+    ``ACCESS_ENDED``. What a request does not allow to this caller, such as a decision about their
+    own (``ACCESS_OWN_REQUEST``), is ``NotPermitted``.
+    """
+
+    code = "FAILED_PRECONDITION"
+    reason = "ACCESS_STATE"
+
+
+class NoSuchRecord(KeysideError):
+    """The audit log holds no such record."""
+
+    code = "NOT_FOUND"
+    reason = "RECORD_NOT_FOUND"
 
 
 class Conflict(KeysideError):
@@ -156,6 +205,12 @@ class UntrustedSocket(KeysideError):
     """The socket or a directory above it could have been put there by someone else."""
 
     reason = "UNTRUSTED_SOCKET"
+
+
+class MalformedRecord(KeysideError):
+    """Something is no record of an audit log, no checkpoint or no public key of one."""
+
+    reason = "MALFORMED_RECORD"
 
 
 class UnexpectedAnswer(KeysideError):

@@ -7,11 +7,13 @@ from typing import Final, NewType
 
 from keyside.errors import InvalidArgument
 
+AccessId = NewType("AccessId", str)
 KeyName = NewType("KeyName", str)
 VersionNumber = NewType("VersionNumber", int)
 
 MAX_KEY_NAME_LENGTH: Final = 63
 _KEY_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
+_ACCESS_ID: Final = re.compile(r"ar-[a-z2-7]{12}", re.ASCII)
 
 
 def parse_key_name(text: str) -> KeyName:
@@ -30,3 +32,20 @@ def parse_key_name(text: str) -> KeyName:
             reason="INVALID_KEY_NAME",
         )
     return KeyName(text)
+
+
+def parse_access_id(text: str) -> AccessId:
+    """Return ``text`` as the id of an access request, and of the grant that it becomes.
+
+    Args:
+        text: "ar-" and 12 characters of a-z and 2-7.
+
+    Raises:
+        InvalidArgument: ``text`` is not of that form.
+    """
+    if not isinstance(text, str) or not _ACCESS_ID.fullmatch(text):
+        raise InvalidArgument(
+            'the id of an access request is "ar-" and 12 characters of a-z and 2-7',
+            reason="INVALID_ACCESS_ID",
+        )
+    return AccessId(text)

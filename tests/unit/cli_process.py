@@ -14,7 +14,12 @@ from tests.unit.sidecar_double import Double
 from keyside import cli
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+
+# Without the credentials of whoever runs the tests.
+_OUTSIDE = {name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"}
 
 
 def run(
@@ -30,7 +35,7 @@ def run(
         [sys.executable, "-m", "keyside.cli", *arguments],
         input=stdin,
         capture_output=True,
-        env={**os.environ, "KEYSIDE_SOCKET": socket, **(environment or {})},
+        env={**_OUTSIDE, "KEYSIDE_SOCKET": socket, **(environment or {})},
         umask=umask,
         timeout=60,
         check=False,
@@ -40,6 +45,33 @@ def run(
 def call(double: Double, *arguments: str) -> int:
     """Run ``keyside`` in this process, which is quicker; return its exit code."""
     return cli._run(["--socket", double.socket, *arguments])
+
+
+def converse(
+    double: Double,
+    *arguments: str,
+    answers: Sequence[tuple[bytes, bytes]],
+    environment: dict[str, str] | None = None,
+) -> tuple[int, bytes]:
+    """Run ``keyside`` with a terminal; type each answer when its prompt has appeared."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        outside = {**_OUTSIDE, "KEYSIDE_SOCKET": double.socket, **(environment or {})}
+        command = [sys.executable, "-m", "keyside.cli", *arguments]
+        os.execve(sys.executable, command, outside)
+    shown = seen = b""
+    try:
+        for prompt, typed in answers:
+            while prompt not in seen:
+                seen += os.read(terminal, 4096)
+            shown, seen = shown + seen, b""
+            os.write(terminal, typed)
+        while chunk := os.read(terminal, 4096):
+            seen += chunk
+    except OSError:  # the terminal's way to say that nobody is there any more
+        pass
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown + seen
 
 
 def on_terminal(

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
+from tests.unit.access_double import AccessDouble
 
 from keyside.v1 import (
+    access_pb2_grpc,
+    audit_pb2_grpc,
     encryption_pb2,
     encryption_pb2_grpc,
     keys_pb2,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 STARTED_S = 1_700_000_000
 VERSION_COUNT = 250
 SLOW_CALL_S = 4.0
+_WATCHED = {"keyside-credential"}
 
 
 class Failure:
@@ -77,21 +81,25 @@ class Failure:
 
 
 class Double(
+    AccessDouble,
     encryption_pb2_grpc.EncryptionServiceServicer,
     keys_pb2_grpc.KeyServiceServicer,
     status_pb2_grpc.StatusServiceServicer,
 ):
-    """The three services; ``failures`` are answered first, one a call.
+    """All services; ``failures`` are answered first, one a call.
 
     ``versions`` stand in for the 250 of GetKey where a test sets them, ``key`` is merged into what
-    is told about keys, and ``unacknowledged`` goes into the answers to changes.
+    is told about keys, and ``unacknowledged`` goes into the answers to changes. ``credentials``
+    holds what came with each encryption call.
     """
 
     def __init__(self, socket: Path | str) -> None:
+        super().__init__()
         self.socket = str(socket)
         self.failures: list[Failure] = []
         self.delay_s = 0.0
         self.calls: list[str] = []
+        self.credentials: list[str | None] = []
         self.requests: list[Any] = []
         self.versions: list[keys_pb2.KeyVersion] | None = None
         self.key = keys_pb2.Key()
@@ -117,6 +125,8 @@ class Double(
         encryption_pb2_grpc.add_EncryptionServiceServicer_to_server(self, server)
         keys_pb2_grpc.add_KeyServiceServicer_to_server(self, server)
         status_pb2_grpc.add_StatusServiceServicer_to_server(self, server)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(self, server)
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(self, server)
         server.add_insecure_port(f"unix:{self.socket}")
         server.start()
         self._server = server
@@ -129,6 +139,8 @@ class Double(
 
     def _begin(self, name: str, context: Any) -> None:
         self.calls.append(name)
+        sent = {key: value for key, value in context.invocation_metadata() if key in _WATCHED}
+        self.credentials.append(sent.get("keyside-credential"))
         self.entered.set()
         if self.delay_s:
             time.sleep(self.delay_s)
@@ -151,8 +163,10 @@ class Double(
     def Decrypt(
         self, request: encryption_pb2.DecryptRequest, context: Any
     ) -> encryption_pb2.DecryptResponse:
-        """Reverse it back."""
+        """Reverse it back; a real envelope holds what it says here."""
         self._begin("Decrypt", context)
+        if request.envelope.startswith(b"KSE"):
+            return encryption_pb2.DecryptResponse(plaintext=b"opened")
         return encryption_pb2.DecryptResponse(plaintext=request.envelope.split(b":", 2)[2][::-1])
 
     def Rewrap(

@@ -270,7 +270,14 @@ def test_help_and_version_load_no_grpc(double: Double) -> None:
         "finally:\n"
         "    assert not {'grpc', 'google.protobuf', 'cryptography'} & sys.modules.keys()\n"
     )
-    for arguments in (["--help"], ["keys", "show", "--help"], ["--version"], ["completion", "zsh"]):
+    for arguments in (
+        ["--help"],
+        ["keys", "show", "--help"],
+        ["access", "approve", "--help"],
+        ["audit", "verify", "--help"],
+        ["--version"],
+        ["completion", "zsh"],
+    ):
         finished = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, check=False
         )

@@ -7,6 +7,7 @@ quick.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -26,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with a code of sysexits(3); see ``keyside.cli.exits``."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end_by_signal)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What others wrote may hold letters that this terminal's encoding does not have.
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = _run(arguments)
     try:
         sys.stdout.flush()

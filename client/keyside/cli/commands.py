@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from keyside.cli import crypt, keys, rewrap, status
+from keyside.cli import access, audit, crypt, keys, rewrap, status
 from keyside.cli.connection import Connection
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
     type=click.FloatRange(min=0, min_open=True, max=86_400),
     default=5.0,
     show_default=True,
-    help="How long to wait for the sidecar.",
+    help="How long to wait for the sidecar; with a password or for the audit log, 30 unless given.",
 )
 @click.option(
     "--expected-owner",
@@ -59,7 +60,8 @@ def keyside(
     context: click.Context, socket: str | None, timeout_s: float, expected_owner: str | None
 ) -> None:
     """Encrypt and decrypt through the Keyside sidecar on this host."""
-    context.obj = Connection(socket, timeout_s, expected_owner)
+    given = context.get_parameter_source("timeout_s") is not ParameterSource.DEFAULT
+    context.obj = Connection(socket, timeout_s, expected_owner, timeout_given=given)
 
 
 @keyside.command()
@@ -81,6 +83,8 @@ _COMMANDS: Sequence[click.Command] = (
     rewrap.rewrap,
     rewrap.reencrypt,
     keys.keys,
+    access.access,
+    audit.audit,
     status.status,
 )
 for _command in _COMMANDS:

@@ -11,8 +11,9 @@ import click
 from keyside.address import choose_socket
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
+from keyside.cli.text import escape
 from keyside.errors import InvalidArgument, KeysideError
-from keyside.names import parse_key_name
+from keyside.names import parse_access_id, parse_key_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +32,12 @@ class Connection:
     socket: str | None
     timeout_s: float
     expected_owner: str | None
+    timeout_given: bool = False
+
+    @property
+    def long_timeout_s(self) -> float | None:
+        """What a call may take that waits for PAM or reads through a log; ``None``: the default."""
+        return self.timeout_s if self.timeout_given else None
 
     def open(self, *, retry: bool = True) -> Client:
         """Return a client; it connects at its first call.
@@ -56,6 +63,11 @@ class Connection:
         )
 
 
+def _complete_from(context: click.Context) -> Connection:
+    options = context.find_root().params
+    return Connection(options.get("socket"), _COMPLETION_TIMEOUT_S, options.get("expected_owner"))
+
+
 class KeyNameType(click.ParamType[str]):
     """A key's name; the shell completes it with the keys that the sidecar lists."""
 
@@ -75,19 +87,46 @@ class KeyNameType(click.ParamType[str]):
         from click.shell_completion import CompletionItem
 
         del param
-        options = ctx.find_root().params
-        connection = Connection(
-            options.get("socket"), _COMPLETION_TIMEOUT_S, options.get("expected_owner")
-        )
         try:
-            with connection.open(retry=False) as client:
+            with _complete_from(ctx).open(retry=False) as client:
                 names = [key.name for key in client.list_keys()]
         except (KeysideError, CommandError, click.UsageError):
             return []
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
+class AccessIdType(click.ParamType[str]):
+    """The id of an access request; the shell completes it with those that are open."""
+
+    name = "id"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the id, or fail with what an id looks like."""
+        try:
+            return parse_access_id(value)
+        except InvalidArgument as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the ids that begin so; none where the sidecar does not answer at once."""
+        from click.shell_completion import CompletionItem
+
+        del param
+        try:
+            with _complete_from(ctx).open(retry=False) as client:
+                found = [
+                    CompletionItem(one.id, help=escape(f"{one.key}, {one.requester.account}"))
+                    for one in client.list_access()
+                ]
+        except (KeysideError, CommandError, click.UsageError):
+            return []
+        return [item for item in found if item.value.startswith(incomplete)]
+
+
 KEY_NAME = KeyNameType()
+ACCESS_ID = AccessIdType()
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/cli.md).")
 
@@ -95,3 +134,8 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON (docs
 def print_json(value: Mapping[str, object]) -> None:
     """Print ``value`` as one JSON document, in ASCII, so that no character in it can act."""
     click.echo(json.dumps(value, indent=2))
+
+
+def print_json_line(value: Mapping[str, object]) -> None:
+    """Print ``value`` as one line of JSON, in ASCII, at once: for what comes bit by bit."""
+    click.echo(json.dumps(value))

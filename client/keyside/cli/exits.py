@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from keyside.errors import (
+    AccessRefused,
     Conflict,
     EnvelopeRejected,
     InvalidArgument,
     KeysideError,
     LimitExceeded,
+    NoSuchRecord,
+    NoSuchRequest,
     NoSuchVersion,
     NotPermitted,
     Unavailable,
@@ -39,6 +42,9 @@ _BY_ERROR: Final[tuple[tuple[type[KeysideError], int], ...]] = (
     (VersionUnusable, DATA),
     (NoSuchVersion, DATA),
     (WrongVersionState, DATA),
+    (NoSuchRequest, DATA),
+    (AccessRefused, DATA),
+    (NoSuchRecord, DATA),
     (Conflict, DATA),
     (Unavailable, UNAVAILABLE),
     (LimitExceeded, UNAVAILABLE),

@@ -13,6 +13,7 @@ from keyside.cli import exits
 from keyside.cli.connection import Connection, as_json
 from keyside.cli.exits import CommandError
 from keyside.cli.files import Output, read_input
+from keyside.cli.granted import call_granted, credential_file_option, key_of_envelope
 from keyside.cli.journal import Journal, JournalError, choose_journal, digest_arguments
 from keyside.cli.rewriting import Outcome, Reencrypter, Rewrapper
 from keyside.cli.streams import context_option, refuse_terminal, stream_options
@@ -60,6 +61,7 @@ def _path_options(function: _Function) -> _Function:
 
 @click.command()
 @_path_options
+@credential_file_option
 @stream_options
 @click.pass_obj
 def rewrap(
@@ -68,6 +70,7 @@ def rewrap(
     source: str | None,
     output: str | None,
     *,
+    credential_file: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> int | None:
@@ -82,8 +85,18 @@ def rewrap(
     if not paths:
         with Output(output, secret=False) as target, connection.open() as client:
             refuse_terminal(target)
-            target.write(client.rewrap(read_input(source)))
+            envelope = read_input(source)
+            rewrapped = call_granted(
+                connection,
+                "rewrap",
+                lambda: key_of_envelope(envelope),
+                lambda credential: client.rewrap(envelope, credential=credential),
+                credential_file=credential_file,
+            )
+            target.write(rewrapped)
         return None
+    if credential_file is not None:
+        raise click.UsageError("--credential-file goes without PATH: a grant is for single ones")
     display = Display(_REWRAP, as_json=as_json, dry_run=dry_run)
     with connection.open() as client:
         return _walk(paths, Rewrapper(client), display, Tally(), dry_run=dry_run)

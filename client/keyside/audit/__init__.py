@@ -1,0 +1,69 @@
+"""The audit log's format: its lines, their chain, its checkpoints, and verifying them. Pure.
+
+``docs/audit.md`` says what the log promises and what it doesn't. What is published here stays: a
+log of format version 1 can be verified by every later release.
+"""
+
+from keyside.audit.checkpoints import (
+    Checkpoint,
+    Seal,
+    name_log,
+    parse_checkpoint,
+    parse_public_key,
+    read_checkpoint,
+    sign_checkpoint,
+)
+from keyside.audit.findings import (
+    Anchor,
+    Change,
+    Completeness,
+    Fault,
+    LogFile,
+    Place,
+    Verification,
+)
+from keyside.audit.lines import (
+    FIRST_PREVIOUS,
+    MAX_BODY_BYTES,
+    MAX_LINE_BYTES,
+    Line,
+    cover,
+    encode_json,
+    encode_line,
+    hash_record,
+    parse_line,
+    parse_object,
+    parse_sequence,
+    require_fields,
+)
+from keyside.audit.verification import verify_log
+
+__all__ = [
+    "FIRST_PREVIOUS",
+    "MAX_BODY_BYTES",
+    "MAX_LINE_BYTES",
+    "Anchor",
+    "Change",
+    "Checkpoint",
+    "Completeness",
+    "Fault",
+    "Line",
+    "LogFile",
+    "Place",
+    "Seal",
+    "Verification",
+    "cover",
+    "encode_json",
+    "encode_line",
+    "hash_record",
+    "name_log",
+    "parse_checkpoint",
+    "parse_line",
+    "parse_object",
+    "parse_public_key",
+    "parse_sequence",
+    "read_checkpoint",
+    "require_fields",
+    "sign_checkpoint",
+    "verify_log",
+]
