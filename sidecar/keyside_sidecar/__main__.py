@@ -31,6 +31,7 @@ _SIDECAR_MODULES: Final = (
     "psycopg",
     "grpc_health",
     "grpc_reflection",
+    "pam",
 )
 _EX_USAGE: Final = 64
 _EX_UNAVAILABLE: Final = 69
@@ -71,12 +72,17 @@ _store_url = click.option(
 
 @cli.command()
 @_store_url
+@click.option(
+    "--only-audit",
+    is_flag=True,
+    help="Make the audit log only: on a host that has root key and store already.",
+)
 @click.pass_obj
-def init(config_path: Path, store_url: str | None) -> int:
-    """Make the root key and the store; refuse to overwrite either."""
+def init(config_path: Path, store_url: str | None, *, only_audit: bool) -> int:
+    """Make the root key, the store and the audit log; refuse to overwrite any."""
     from keyside_sidecar.commands.init import run_init
 
-    return run_init(config_path, store_url)
+    return run_init(config_path, store_url, only_audit=only_audit)
 
 
 @cli.command()
@@ -157,12 +163,18 @@ def check(config_path: Path, *, as_json: bool) -> int:
 
 
 @cli.command()
+@click.option(
+    "--accept-rollback",
+    is_flag=True,
+    help="Serve a store that is older than its own audit log, because an old backup was put back "
+    "on purpose. It is recorded, and all requests for access and grants end.",
+)
 @click.pass_obj
-def serve(config_path: Path) -> int:
+def serve(config_path: Path, *, accept_rollback: bool) -> int:
     """Serve until told to stop by SIGTERM or SIGINT."""
     from keyside_sidecar.commands.serve import run_serve
 
-    return run_serve(config_path)
+    return run_serve(config_path, accept_rollback=accept_rollback)
 
 
 def main() -> None:

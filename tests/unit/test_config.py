@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyside_sidecar.config import (
+    AuditSettings,
     Config,
     IdentitySettings,
     KeySettings,
@@ -30,6 +31,8 @@ url = "sqlite:////var/lib/keyside/keyside.db"
 [root_key]
 provider = "file"
 path = "/etc/keyside/root.key"
+[audit]
+path = "/var/log/keyside/audit.jsonl"
 [operators]
 groups = ["keyside-operators"]
 [keys.mail]
@@ -71,6 +74,7 @@ def test_minimal_file_gives_the_documented_defaults() -> None:
     assert config.identity == IdentitySettings()
     assert config.store.url == "sqlite:////var/lib/keyside/keyside.db"
     assert config.root_key == RootKeySettings(provider="file", path=Path("/etc/keyside/root.key"))
+    assert config.audit == AuditSettings(path=Path("/var/log/keyside/audit.jsonl"))
     assert config.operators == Principals(groups=("keyside-operators",))
     assert config.auditors == Principals()
     assert dict(config.keys) == {
@@ -105,6 +109,34 @@ connection_max_age = "1m"
         + 'suite = "ChaCha20-Poly1305"\nrotate_every = "30d"\nrotate_after_messages = 5_000\n'
         + 'rotate_after_bytes = "2GiB"\npropagation = "5m"\ndestroy_after = "30d"\n'
         + '[auditors]\nusers = ["ann"]\n'
+    )
+    audit = parse(
+        MINIMAL.replace(
+            "[operators]",
+            """\
+service_calls = "summary"
+on_failure = "buffer"
+buffer_records = 5000
+timeout = "500ms"
+checkpoint_every = "10s"
+checkpoint_syslog = false
+checkpoint_command = ["/usr/bin/send", "--to", "elsewhere"]
+rotate_bytes = "1GiB"
+rotate_every = "7d"
+[operators]""",
+        )
+    ).audit
+    assert audit == AuditSettings(
+        path=Path("/var/log/keyside/audit.jsonl"),
+        service_calls="summary",
+        on_failure="buffer",
+        buffer_records=5000,
+        timeout_s=0.5,
+        checkpoint_every_s=10.0,
+        checkpoint_syslog=False,
+        checkpoint_command=("/usr/bin/send", "--to", "elsewhere"),
+        rotate_bytes=1 << 30,
+        rotate_every_s=7 * 86_400.0,
     )
     assert config.sidecar == SidecarSettings(
         socket=Path("/run/keyside/keyside.sock"),
@@ -203,6 +235,21 @@ WRONG = [
     ("root_key", 'provider = "vault"', 'must be "file"'),
     ("root_key", 'path = "root.key"', "absolute path"),
     ("root_key", 'path = "/run/keyside/keyside.sock"', "same file as [sidecar] socket"),
+    ("audit", 'path = "audit.jsonl"', "absolute path"),
+    ("audit", 'path = "/var/log/audit.log"', "must end in .jsonl"),
+    ("audit", 'path = "/run/keyside/keyside.sock.jsonl/"', "final"),
+    ("audit", 'service_calls = "none"', 'must be "each" or "summary"'),
+    ("audit", 'on_failure = "ignore"', 'must be "refuse" or "buffer"'),
+    ("audit", "buffer_records = 999", "from 1000 to 1000000"),
+    ("audit", 'timeout = "100ms"', "from 200ms to 30s"),
+    ("audit", 'checkpoint_every = "0s"', "from 1s to 1h"),
+    ("audit", 'checkpoint_syslog = "no"', "must be true or false"),
+    ("audit", 'checkpoint_command = "logger"', "must be a list of texts"),
+    ("audit", "checkpoint_command = [1]", "must be a list of texts"),
+    ("audit", 'checkpoint_command = ["logger"]', "the program in it must be an absolute path"),
+    ("audit", 'checkpoint_command = ["/bin/a", "b\\nc"]', "control characters"),
+    ("audit", 'rotate_bytes = "1KiB"', "from 1MiB to 16GiB"),
+    ("audit", 'rotate_every = "59s"', "from 1m to 366d"),
     ("operators", 'groups = "admins"', "must be a list, as in"),
     ("auditors", "users = [true]", "neither a name nor a number"),
     ("auditors", "users = [1.5]", "neither a name nor a number"),
@@ -257,14 +304,14 @@ def test_wrong_value_is_one_problem_with_its_line_and_what_is_right(
         (with_setting("sidecar", "worker = 2"), 'worker: unknown setting; did you mean "workers"?'),
         (with_setting("sidecar", 'membership_ttl = "5s"'), "it belongs in [identity]"),
         (with_setting("keys.mail", 'rotate_evry = "90d"'), 'did you mean "rotate_every"?'),
-        (with_setting("sidecar", 'rotate_every = "90d"'), "it belongs in [keys.NAME]"),
+        (with_setting("sidecar", 'destroy_after = "7d"'), "it belongs in [keys.NAME]"),
         (MINIMAL + "[operator]\n", '[operator]: unknown table; did you mean "operators"?'),
-        (MINIMAL + "[audit]\npath = '/a'\n", "keyside.toml line 12, [audit]: unknown table"),
-        (MINIMAL + "[[elevation.levels]]\n", "[elevation]: unknown table"),
+        (MINIMAL + "[audits]\npath = '/a'\n", "keyside.toml line 14, [audits]: unknown table"),
+        (MINIMAL + "[[elevations.levels]]\n", '[elevations]: unknown table; did you mean "elev'),
         ("workers = 2\n" + MINIMAL, "line 1, workers: unknown setting; it belongs in [sidecar]"),
         (MINIMAL + "[keys.Mail]\nallow_users=[1]\n", "[keys.Mail]: a key name is 1 to 63"),
         (MINIMAL + '[keys."a\\u202eb"]\nallow_users=[1]\n', '[keys."a\\u202eb"]: a key name'),
-        (MINIMAL + "[keys]\nx = 1\n", "line 13, [keys.x]: must be a table"),
+        (MINIMAL + "[keys]\nx = 1\n", "line 15, [keys.x]: must be a table"),
         ("identity = 1\n" + MINIMAL, "line 1, [identity]: must be a table"),
         ("keys = 1\n" + MINIMAL[: MINIMAL.index("[keys")], "keys: must be tables"),
     ],
@@ -283,6 +330,7 @@ def test_empty_file_lacks_each_required_setting() -> None:
         'keyside.toml, [store]: needs the setting "url"',
         'keyside.toml, [root_key]: needs the setting "provider"',
         'keyside.toml, [root_key]: needs the setting "path"',
+        'keyside.toml, [audit]: needs the setting "path"',
     ]
 
 
@@ -308,6 +356,7 @@ allow_groups = [
         "keyside.toml, [store]",
         "keyside.toml, [root_key]",
         "keyside.toml, [root_key]",
+        "keyside.toml, [audit]",
         "keyside.toml line 9, [keys.mail] allow_groups",
         "keyside.toml line 10, [keys.mail] allow_groups",
     ]
@@ -351,9 +400,9 @@ def test_wrong_store_url_is_never_quoted() -> None:
 def test_key_with_a_wrong_name_is_read_for_further_problems() -> None:
     found = problems(MINIMAL + "[keys.Mail]\nsuite = 1\n")
     assert [text.partition(": ")[0] for text in found] == [
-        "keyside.toml line 12, [keys.Mail]",
-        "keyside.toml line 13, [keys.Mail] suite",
-        "keyside.toml line 12, [keys.Mail]",
+        "keyside.toml line 14, [keys.Mail]",
+        "keyside.toml line 15, [keys.Mail] suite",
+        "keyside.toml line 14, [keys.Mail]",
     ]
 
 
@@ -366,7 +415,7 @@ def test_propagation_is_at_most_half_of_what_a_version_lives(
         assert parse(text).keys["mail"].propagation_s == 1800
     else:
         (found,) = problems(text)
-        assert found.startswith("keyside.toml line 13, [keys.mail] propagation: ")
+        assert found.startswith("keyside.toml line 15, [keys.mail] propagation: ")
         assert found.endswith("must be at most half of rotate_every, which is 1h")
 
 

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from keyside_sidecar.config import (
+    AuditSettings,
     Config,
+    ElevationSettings,
     IdentitySettings,
     KeySettings,
+    LevelSettings,
     Principals,
     RootKeySettings,
     SidecarSettings,
@@ -28,9 +31,12 @@ TABLES: dict[str, Any] = {
     "identity": IdentitySettings,
     "store": StoreSettings,
     "root_key": RootKeySettings,
+    "audit": AuditSettings,
     "operators": Principals,
     "auditors": Principals,
     "keys.NAME": KeySettings,
+    "elevation": ElevationSettings,
+    "elevation.levels": LevelSettings,
 }
 
 
@@ -39,7 +45,7 @@ def documented() -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
     rows: dict[str, list[str]] = {}
     for line in DOC.read_text(encoding="utf-8").splitlines():
-        heading = re.match(r"#+ `\[([a-z_.A-Z]+)\]`(?: and `\[([a-z_]+)\]`)?", line)
+        heading = re.match(r"#+ `\[+([a-z_.A-Z]+)\]+`(?: and `\[([a-z_]+)\]`)?", line)
         if heading:
             rows = {}
             found |= {name: rows for name in heading.groups() if name}
@@ -62,6 +68,8 @@ def test_complete_example_in_the_documentation_loads(tmp_path: Path) -> None:
         given_here = given_settings[table.partition(".")[0]]
         if table == "keys.NAME":
             given_here = {name for key in given_here.values() for name in key} | {"name"}
+        elif table == "elevation.levels":
+            (given_here, *_) = given_here["levels"]
         # "complete": every setting is shown, except those that exclude another one.
         missing = {toml_name(f) for f in dataclasses.fields(kind)} - set(given_here)
         assert missing <= {"connection_max_age"}, table
@@ -80,9 +88,18 @@ url = "sqlite:////keyside.db"
 [root_key]
 provider = "file"
 path = "/root.key"
+[audit]
+path = "/audit.jsonl"
+{line if table == "audit" else ""}
 [keys.mail]
 allow_users = [1001]
 {line if table == "keys.NAME" else ""}
+[elevation]
+requesters = [1002]
+{line if table == "elevation" else ""}
+[[elevation.levels]]
+group = 1003
+approvals = 1
 """
     return parse_config(text.encode(), Path("keyside.toml"))
 
@@ -99,7 +116,7 @@ def test_every_setting_has_its_row_in_the_documentation_and_no_other(table: str)
 
 def test_documented_defaults_are_the_defaults() -> None:
     plain = parse_with("", "")
-    for table in ("sidecar", "identity", "keys.NAME"):
+    for table in ("sidecar", "identity", "audit", "keys.NAME", "elevation", "elevation.levels"):
         for name, (_type, default, *_rest) in documented()[table].items():
             if not default.startswith("`"):
                 assert default in {"required", "none", "not narrowed"}
@@ -107,5 +124,5 @@ def test_documented_defaults_are_the_defaults() -> None:
             if name.startswith("allow_"):
                 continue  # one of the two is required
             config = parse_with(table, f"{name} = {default.strip('`')}")
-            for part in ("sidecar", "identity", "keys"):
+            for part in ("sidecar", "identity", "audit", "keys", "elevation"):
                 assert getattr(config, part) == getattr(plain, part), name

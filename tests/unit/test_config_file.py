@@ -23,6 +23,8 @@ url = "{URL}"
 [root_key]
 provider = "file"
 path = "/etc/keyside/root.key"
+[audit]
+path = "/var/log/keyside/audit.jsonl"
 [operators]
 groups = ["keyside-operators"]
 [keys.mail]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from keyside_sidecar.access.resolve import resolve_policy
 from keyside_sidecar.commands import host
 from keyside_sidecar.commands.accounts import act_as, find_account
+from keyside_sidecar.commands.audit_log import check_audit_log
 from keyside_sidecar.commands.findings import Finding, Grade, print_findings
 from keyside_sidecar.commands.server import check_server
 from keyside_sidecar.config import load_config
@@ -47,11 +48,12 @@ def run_check(config_path: Path, *, as_json: bool) -> int:
     """
     config = load_config(config_path)
     account = find_account(config)
-    findings = [*host.check_limits(config, account)]
+    findings = [*host.check_limits(config, account), *host.check_elevation(config, account)]
     act_as(account)
     findings = [*_check_config(config), *findings]
     findings += _check_names(config)
     findings += _check_keys(config)
+    findings += check_audit_log(config)
     findings += _check_socket(config)
     findings += host.check_identity(config)
     findings += host.check_name_caches(config)

@@ -1,4 +1,4 @@
-"""What ``keysided check`` looks at on the host: limits, namespaces, /proc, name caches."""
+"""What ``keysided check`` looks at on the host: limits, PAM, namespaces, /proc, name caches."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 from keyside_sidecar import hardening
 from keyside_sidecar.commands.findings import Finding, Grade
 from keyside_sidecar.errors import StartupError
+from keyside_sidecar.pam.shadow import can_read_shadow
+from keyside_sidecar.pam.transaction import has_service, load_pam
 from keyside_sidecar.peer.login import read_login
 from keyside_sidecar.peer.nsswitch import parse_nsswitch
 from keyside_sidecar.peer.pidfd import kernel_gives_peer_pidfd
@@ -54,6 +56,45 @@ def check_limits(config: Config, account: Account | None) -> Iterator[Finding]:
         yield Finding("memory", Grade.NOTE, "locked memory is limited here; the host has no swap")
     who = f"uid {account.uid}" if account is not None else f"uid {os.geteuid()}, as started"
     yield Finding("account", Grade.OK, f"workers run as {who}")
+
+
+def check_elevation(config: Config, account: Account | None) -> Iterator[Finding]:
+    """Look at what people's passwords are checked with; call before becoming the account."""
+    if config.elevation is None:
+        return
+    service = config.elevation.pam_service
+    try:
+        load_pam()
+    except StartupError as error:
+        yield Finding("elevation", Grade.FAILED, str(error), error.remedy)
+        return
+    if not has_service(service):
+        yield Finding(
+            "elevation",
+            Grade.WARNING,
+            f"PAM has no service {service}, so nobody can request or approve access",
+            f"install deploy/pam/keyside as /etc/pam.d/{service}",
+        )
+    elif not can_read_shadow():
+        yield Finding(
+            "elevation",
+            Grade.WARNING,
+            "the shadow file can't be read, so only accounts of a directory can be authenticated",
+            "start the sidecar as root with user set under [sidecar] "
+            "(deploy/systemd/elevation.conf)",
+        )
+    elif account is None and os.geteuid() != 0:
+        yield Finding(
+            "elevation",
+            Grade.WARNING,
+            "the shadow file can be read, but by the workers too, which don't need it",
+            "start the sidecar as root with user set under [sidecar] "
+            "(deploy/systemd/elevation.conf)",
+        )
+    else:
+        yield Finding(
+            "elevation", Grade.OK, f"people are authenticated by PAM as service {service}"
+        )
 
 
 def check_identity(config: Config) -> Iterator[Finding]:

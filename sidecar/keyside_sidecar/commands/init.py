@@ -1,4 +1,4 @@
-"""``keysided init``: the root key and an empty store, made once."""
+"""``keysided init``: the root key, an empty store and the audit log, made once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from keyside_sidecar import hardening
+from keyside_sidecar.audit.creation import (
+    create_log,
+    require_no_log,
+    require_safe_log_directory,
+)
 from keyside_sidecar.commands.accounts import act_as, find_account
 from keyside_sidecar.commands.stores import choose_store
 from keyside_sidecar.config import load_config
@@ -29,11 +34,12 @@ if TYPE_CHECKING:
 _EX_CANTCREAT: Final = 73
 
 
-def run_init(config_path: Path, store_url: str | None = None) -> int:
-    """Make what is missing of nothing: neither root key nor store may exist.
+def run_init(config_path: Path, store_url: str | None = None, *, only_audit: bool = False) -> int:
+    """Make what is missing of nothing: neither root key nor store nor audit log may exist.
 
     Args:
         config_path: The configuration file.
+        only_audit: Make the audit log only: root key and store are there, or come from elsewhere.
         store_url: The same PostgreSQL database by another role, which may make tables there; it
             is connected to as whoever runs this, and not as the sidecar's account.
 
@@ -47,7 +53,14 @@ def run_init(config_path: Path, store_url: str | None = None) -> int:
     config = load_config(config_path)
     url = choose_store(config, store_url)
     account = find_account(config)
+    if only_audit:
+        act_as(account)
+        _make_audit_log(config)
+        return 0
     _require_absent(config.root_key.path, "a root key")
+    require_no_log(config.audit.path)
+    owner = account.uid if account else os.geteuid()
+    require_safe_log_directory(config.audit.path.parent, owner)
     location = locate_store(url)
     with ExitStack() as stack:
         new = None
@@ -78,11 +91,19 @@ def run_init(config_path: Path, store_url: str | None = None) -> int:
     click.echo(f"made the store in {location.place}")
     if not isinstance(location, SqliteFile):
         click.echo("let the daemon's role use it: deploy/postgresql/grants.sql")
+    _make_audit_log(config)
     click.echo("")
     click.echo("Back up the root key now, and not in the same place as the store:")
     click.echo("  without the root key, everything that is ever encrypted here is lost;")
     click.echo("  with both of them, whoever has the backup can decrypt it.")
     return 0
+
+
+def _make_audit_log(config: Config) -> None:
+    public_key = create_log(config.audit)
+    click.echo(f"made the audit log in {config.audit.path}")
+    click.echo(f"its first public key is {public_key.hex()}")
+    click.echo("  keep that apart from this host: keyside audit verify --public-key needs it")
 
 
 def _is_surely_absent(location: SqliteFile | PostgresqlServer, error: BaseException) -> bool:

@@ -26,8 +26,13 @@ _log = logging.getLogger(__name__)
 _EX_UNAVAILABLE: Final = 69
 
 
-def run_serve(config_path: Path) -> int:
+def run_serve(config_path: Path, *, accept_rollback: bool) -> int:
     """Serve until told to stop; return the exit code.
+
+    Args:
+        config_path: The configuration.
+        accept_rollback: Serve a store that is older than its own audit log: an old backup that was
+            put back on purpose. It is recorded, and all requests for access and grants end.
 
     Raises:
         ConfigError: The configuration is wrong.
@@ -53,7 +58,8 @@ def run_serve(config_path: Path) -> int:
         ) from error
     owners = frozenset({os.geteuid()} | ({account.uid} if account else set()))
     listener = _open_listener(config, owners)
-    return Supervisor(config, policy, listener, account).run()
+    supervisor = Supervisor(config, policy, listener, account, accept_rollback=accept_rollback)
+    return supervisor.run()
 
 
 def _open_listener(config: Config, owners: frozenset[int]) -> Listener:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from keyside_sidecar.config.loader import load_config, parse_config
 from keyside_sidecar.config.places import Places
 from keyside_sidecar.config.settings import (
+    AuditSettings,
     Config,
+    ElevationSettings,
     IdentitySettings,
     KeySettings,
+    LevelSettings,
     Principals,
     RootKeySettings,
     SidecarSettings,
@@ -19,9 +22,12 @@ from keyside_sidecar.config.settings import (
 )
 
 __all__ = [
+    "AuditSettings",
     "Config",
+    "ElevationSettings",
     "IdentitySettings",
     "KeySettings",
+    "LevelSettings",
     "Places",
     "Principals",
     "RootKeySettings",

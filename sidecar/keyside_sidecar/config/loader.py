@@ -11,6 +11,8 @@ import tomllib
 from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar.config import sections
+from keyside_sidecar.config.audit import read_audit
+from keyside_sidecar.config.elevation import read_elevation, read_people
 from keyside_sidecar.config.places import find_places
 from keyside_sidecar.config.reader import Report, Table, show
 from keyside_sidecar.config.settings import Config
@@ -130,12 +132,18 @@ def _read_document(top: Table, path: Path, digest: str) -> Config:
         identity=sections.read_identity(top.table("identity")),
         store=sections.read_store(top.table("store")),
         root_key=sections.read_root_key(top.table("root_key")),
+        audit=read_audit(top.table("audit")),
         operators=sections.read_principals(top.table("operators")),
         auditors=sections.read_principals(top.table("auditors")),
         keys=sections.read_keys(top),
         path=path,
         digest=digest,
         places=top.report.places,
+    )
+    config = dataclasses.replace(
+        config,
+        elevation=read_elevation(top, config.identity, config.operators),
+        people=read_people(top),
     )
     top.finish(sections.SETTINGS_OF)
     _check_files_differ(top, config)
@@ -153,6 +161,7 @@ def _check_files_differ(top: Table, config: Config) -> None:
         ("sidecar", "socket"): str(config.sidecar.socket),
         ("store", "url"): config.store.url.removeprefix("sqlite:///"),
         ("root_key", "path"): str(config.root_key.path),
+        ("audit", "path"): str(config.audit.path),
     }
     seen: dict[str, str] = {}
     for (table, key), file in files.items():

@@ -61,7 +61,10 @@ class Places:
         """
         line = self.line((*table, *rest))
         text = self._file if line is None else f"{self._file} line {line}"
-        names = [f"[{'.'.join(_quote(str(part)) for part in table)}]"] if table else []
+        # An array's tables have no numbers in the file; the line tells them apart.
+        dotted = ".".join(_quote(part) for part in table if isinstance(part, str))
+        brackets = "[[{}]]" if any(isinstance(part, int) for part in table) else "[{}]"
+        names = [brackets.format(dotted)] if table else []
         names += [_quote(part) for part in rest if isinstance(part, str)]
         return f"{text}, {' '.join(names)}" if names else text
 

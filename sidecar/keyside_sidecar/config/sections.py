@@ -14,8 +14,11 @@ from keyside_sidecar.config.reader import Table
 from keyside_sidecar.config.settings import (
     DAY_S,
     MIB,
+    AuditSettings,
+    ElevationSettings,
     IdentitySettings,
     KeySettings,
+    LevelSettings,
     Principals,
     RootKeySettings,
     SidecarSettings,
@@ -50,6 +53,9 @@ _TABLES: Final = {
     "identity": IdentitySettings,
     "store": StoreSettings,
     "root_key": RootKeySettings,
+    "audit": AuditSettings,
+    "elevation": ElevationSettings,
+    "elevation.levels": LevelSettings,
     "keys.NAME": KeySettings,
 }
 # Where each setting belongs, for those that stand in another table.

@@ -7,6 +7,7 @@ duration is named like its field but without ``_s``: the unit is written, ``memb
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal
 
 from keyside_sidecar.config.places import Places
@@ -25,6 +26,8 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 MembershipSource = Literal["account", "process"]
 PersonLogins = Literal["refuse", "allow-own", "off"]
 Provider = Literal["file"]
+ServiceCalls = Literal["each", "summary"]
+OnAuditFailure = Literal["refuse", "buffer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,26 @@ class RootKeySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """``[audit]``: where the audit log is, what it records, and what happens if it can't.
+
+    ``checkpoint_command`` and ``checkpoint_syslog`` are the second place for checkpoints, out of
+    the reach of whoever can change the log.
+    """
+
+    path: Path
+    service_calls: ServiceCalls = "each"
+    on_failure: OnAuditFailure = "refuse"
+    buffer_records: int = 100_000
+    timeout_s: float = 2.0
+    checkpoint_every_s: float = 60.0
+    checkpoint_syslog: bool = True
+    checkpoint_command: tuple[str, ...] = ()
+    rotate_bytes: int = 64 * MIB
+    rotate_every_s: float = DAY_S
+
+
+@dataclass(frozen=True, slots=True)
 class KeySettings:
     """``[keys.NAME]``: one key's policy and suite.
 
@@ -101,6 +124,30 @@ class KeySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LevelSettings:
+    """``[[elevation.levels]]``: one level of approval. Neither setting has a default."""
+
+    group: str | int
+    approvals: int
+
+
+@dataclass(frozen=True, slots=True)
+class ElevationSettings:
+    """``[elevation]``: who may ask for access to a key, who decides, and for how long it lasts."""
+
+    requesters: tuple[str | int, ...]
+    levels: tuple[LevelSettings, ...]
+    pam_service: str = "keyside"
+    pam_timeout_s: float = 10.0
+    max_duration_s: float = 4 * 3600.0
+    request_ttl_s: float = DAY_S
+    max_open_requests: int = 8
+    rollover_after_grant: bool = False
+    shared_ids: bool = False
+    notify: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """One whole, valid configuration file.
 
@@ -110,12 +157,15 @@ class Config:
         warnings: What is legal but weakens the protection or has no effect; for the log, ``check``
             and ``status``.
         places: The line of each setting, for problems that show only later.
+        elevation: None where nobody can get access.
+        people: ``[people]``: the accounts of each person who has several.
     """
 
     sidecar: SidecarSettings
     identity: IdentitySettings
     store: StoreSettings
     root_key: RootKeySettings
+    audit: AuditSettings
     operators: Principals
     auditors: Principals
     keys: Mapping[str, KeySettings]
@@ -123,3 +173,7 @@ class Config:
     digest: str
     warnings: tuple[str, ...] = ()
     places: Places = field(default_factory=Places, repr=False, compare=False)
+    elevation: ElevationSettings | None = None
+    people: Mapping[str, tuple[str | int, ...]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, get_args
 
 from keyside_sidecar.config.reader import show, suggest
-from keyside_sidecar.config.settings import LogLevel, MembershipSource, PersonLogins, Provider
+from keyside_sidecar.config.settings import (
+    LogLevel,
+    MembershipSource,
+    OnAuditFailure,
+    PersonLogins,
+    Provider,
+    ServiceCalls,
+)
 from keyside_sidecar.config.store_url import (
     POSTGRESQL_HELP,
     POSTGRESQL_SCHEME,
@@ -33,6 +40,8 @@ MAX_ID: Final = 2**32 - 2  # 2**32 - 1 is (uid_t)-1, "no change" in setresuid(2)
 # name, under which a new socket is prepared before it is renamed into place.
 MAX_SOCKET_PATH_BYTES: Final = 100
 _MAX_NAME_LENGTH: Final = 256
+# Finished files' names are 13 bytes longer, and the file system's limit is 255.
+_MAX_LOG_NAME_BYTES: Final = 200
 _SQLITE_HELP: Final = 'as in "sqlite:////var/lib/keyside/keyside.db"'
 _STORE_URL_HELP: Final = f"SQLite, {_SQLITE_HELP}, or PostgreSQL, {POSTGRESQL_HELP}"
 _POSTGRESQL_LOOKALIKES: Final = frozenset(
@@ -42,6 +51,9 @@ _LOG_LEVELS: Final[tuple[LogLevel, ...]] = get_args(LogLevel)
 _MEMBERSHIP_SOURCES: Final[tuple[MembershipSource, ...]] = get_args(MembershipSource)
 _PERSON_LOGINS: Final[tuple[PersonLogins, ...]] = get_args(PersonLogins)
 _PROVIDERS: Final[tuple[Provider, ...]] = get_args(Provider)
+_SERVICE_CALLS: Final[tuple[ServiceCalls, ...]] = get_args(ServiceCalls)
+_ON_AUDIT_FAILURE: Final[tuple[OnAuditFailure, ...]] = get_args(OnAuditFailure)
+_MAX_ARGUMENTS: Final = 64
 
 
 def parse_bool(value: object) -> bool:
@@ -122,6 +134,46 @@ def parse_person_logins(value: object) -> PersonLogins:
 def parse_provider(value: object) -> Provider:
     """Return the root key's custodian."""
     return _parse_choice(value, _PROVIDERS)
+
+
+def parse_service_calls(value: object) -> ServiceCalls:
+    """Return how service calls are recorded."""
+    return _parse_choice(value, _SERVICE_CALLS)
+
+
+def parse_on_audit_failure(value: object) -> OnAuditFailure:
+    """Return what becomes of service calls while nothing can be recorded."""
+    return _parse_choice(value, _ON_AUDIT_FAILURE)
+
+
+def parse_command(value: object) -> tuple[str, ...]:
+    """Return a command: its program's absolute path, and its arguments; empty for none."""
+    if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+        raise WrongValueError(
+            'must be a list of texts, as in ["/usr/local/bin/send", "--to", "someone"]'
+        )
+    if not value:
+        return ()
+    if len(value) > _MAX_ARGUMENTS:
+        raise WrongValueError(f"must hold a program and at most {_MAX_ARGUMENTS - 1} arguments")
+    if any(not part.isprintable() for part in value):
+        raise WrongValueError("must not hold control characters")
+    try:
+        parse_path(value[0])
+    except WrongValueError as error:
+        raise WrongValueError(f"the program in it {error}") from None
+    return tuple(value)
+
+
+def parse_log_path(value: object) -> Path:
+    """Return the path of a log of JSON lines: finished files get names derived from it."""
+    path = parse_path(value)
+    if path.suffix != ".jsonl" or len(os.fsencode(path.name)) > _MAX_LOG_NAME_BYTES:
+        raise WrongValueError(
+            f"must end in .jsonl, with a name of at most {_MAX_LOG_NAME_BYTES} bytes, "
+            f"not {show(value)}"
+        )
+    return path
 
 
 def parse_suite(value: object) -> str:

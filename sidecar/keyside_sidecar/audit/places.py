@@ -1,0 +1,88 @@
+"""What lies beside the audit log's current file, and what it is called.
+
+audit.jsonl                    the current file
+audit-000000000001.jsonl       a finished file, after its first record's sequence number
+audit.jsonl.key, .key.next     the signing key, and the one that follows it for a moment
+audit.jsonl.reserve            1 MiB of room, given up when the disk is full
+audit.jsonl.lock               held by the one process that writes
+audit-damaged-000000000123     what a crash left behind of record 123 and later ones
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_DIGITS: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The names of one log's files.
+
+    Args:
+        log: The current file, which ends in ``.jsonl``.
+    """
+
+    log: Path
+
+    @property
+    def key(self) -> Path:
+        """The current signing key."""
+        return self.log.with_name(f"{self.log.name}.key")
+
+    @property
+    def next_key(self) -> Path:
+        """The signing key that follows it."""
+        return self.log.with_name(f"{self.log.name}.key.next")
+
+    @property
+    def reserve(self) -> Path:
+        """Room for when the disk is full."""
+        return self.log.with_name(f"{self.log.name}.reserve")
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that writes."""
+        return self.log.with_name(f"{self.log.name}.lock")
+
+    def name_finished(self, first_sequence: int) -> Path:
+        """Return where a finished file goes that begins with ``first_sequence``."""
+        return self.log.with_name(f"{self.log.stem}-{first_sequence:0{_DIGITS}d}.jsonl")
+
+    def name_damaged(self, sequence: int) -> Path:
+        """Return where goes what stands in the way of record ``sequence``."""
+        return self.log.with_name(f"{self.log.stem}-damaged-{sequence:0{_DIGITS}d}")
+
+    def list_finished(self) -> list[Path]:
+        """Return the finished files, oldest first.
+
+        Raises:
+            OSError: The directory can't be read.
+        """
+        form = re.compile(rf"{re.escape(self.log.stem)}-([0-9]{{{_DIGITS},18}})\.jsonl")
+        found = []
+        with os.scandir(self.log.parent) as entries:
+            for entry in entries:
+                match = form.fullmatch(entry.name)
+                if match is not None:
+                    found.append((int(match[1]), self.log.with_name(entry.name)))
+        return [path for _, path in sorted(found)]
+
+
+def fsync_directory(path: Path) -> None:
+    """Have the names in ``path`` survive a power failure.
+
+    Raises:
+        OSError: They may not.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

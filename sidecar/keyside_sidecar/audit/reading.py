@@ -1,0 +1,283 @@
+"""Finding records in the log's files, newest first or oldest first, a page at a time.
+
+The files are not trusted: a line that is no record is counted and passed over. Nothing here proves
+that a record is authentic; ``keyside audit verify`` does. Reads files, so it is called in a thread.
+
+A page ends when it is full, or when enough lines were looked at; then it may be short or empty,
+and its token says where to go on. What is not searched is not read: newest-first pages read the
+files from their ends, in blocks, and where a page begins is found by halving.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from keyside.audit import MAX_LINE_BYTES, encode_json, parse_line, parse_sequence, read_checkpoint
+from keyside.errors import MalformedRecord
+from keyside_sidecar.audit.blocks import RawLine, find_line, read_backward, read_forward
+from keyside_sidecar.audit.places import Places
+from keyside_sidecar.audit.records import format_time
+from keyside_sidecar.errors import AuditUnavailable, BadRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+    from pathlib import Path
+
+_MAX_LOOKED_AT: Final = 200_000
+_TOKEN: Final = re.compile(r"([no])([1-9][0-9]{0,17})", re.ASCII)
+_CHECKPOINT_MARK: Final = b'"event":"checkpoint"'
+_TIME_MARK: Final = b'"time":"'
+_TIME_LENGTH: Final = 27
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a record must meet; what is empty or None is not asked.
+
+    ``event`` is met by an event of that name, and by one that begins with it and a dot. ``after``
+    is met by a time that is not before it, ``before`` by one that is.
+    """
+
+    key: str = ""
+    account: str = ""
+    uid: int | None = None
+    access: str = ""
+    event: str = ""
+    outcome: str = ""
+    record_id: str = ""
+    after: datetime | None = None
+    before: datetime | None = None
+    first_sequence: int = 0
+    last_sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRecord:
+    """One record: its sequence number, and its line without its end."""
+
+    sequence: int
+    json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of the records that were found.
+
+    Args:
+        records: In the order asked for.
+        next_page_token: Where to go on; ``""`` at the end.
+        bad_lines: How many lines were passed over that are no records.
+    """
+
+    records: tuple[FoundRecord, ...]
+    next_page_token: str
+    bad_lines: int
+
+
+def search_records(
+    path: Path,
+    filters: Filters,
+    *,
+    page_size: int,
+    page_token: str = "",
+    oldest_first: bool = False,
+) -> Page:
+    """Return the next records that meet the filters.
+
+    Args:
+        path: The log's current file.
+        filters: What they must meet.
+        page_size: How many at most.
+        page_token: What the page before has given; ``""`` for the first one.
+        oldest_first: The order.
+
+    Raises:
+        BadRequest: The token is none of ours, or of the other order.
+        AuditUnavailable: The files can't be read.
+    """
+    first, last = _find_limits(filters, page_token, oldest_first=oldest_first)
+    sieve = _Sieve(filters)
+    records: list[FoundRecord] = []
+    looked_at = 0
+    try:
+        with ExitStack() as stack:
+            files = _open_files(path, stack)
+            walk = _walk_forward if oldest_first else _walk_backward
+            for raw in walk(files, first, last):
+                sequence = parse_sequence(raw.data)
+                if not raw.ended:
+                    continue  # it is being written, or was when its writer was killed
+                if sequence is None:
+                    sieve.bad_lines += 1
+                    continue
+                if not first <= sequence <= last:
+                    continue
+                if len(records) >= page_size or looked_at >= _MAX_LOOKED_AT:
+                    token = f"{'o' if oldest_first else 'n'}{sequence}"
+                    return Page(tuple(records), token, sieve.bad_lines)
+                looked_at += 1
+                if sieve.passes(raw.data):
+                    records.append(FoundRecord(sequence, raw.data.decode("ascii")))
+    except OSError as error:
+        raise AuditUnavailable from error
+    return Page(tuple(records), "", sieve.bad_lines)
+
+
+def find_checkpoint(path: Path) -> FoundRecord | None:
+    """Return the newest checkpoint; None where there is none.
+
+    Raises:
+        AuditUnavailable: The files can't be read.
+    """
+    try:
+        with ExitStack() as stack:
+            for raw in _walk_backward(_open_files(path, stack), 0, _NO_LIMIT):
+                if _CHECKPOINT_MARK in raw.data and raw.ended:
+                    try:
+                        line = read_checkpoint(parse_line(raw.data)).line
+                    except MalformedRecord:
+                        continue
+                    return FoundRecord(line.sequence, raw.data.decode("ascii"))
+    except OSError as error:
+        raise AuditUnavailable from error
+    return None
+
+
+_NO_LIMIT: Final = 1 << 62
+
+
+def _find_limits(filters: Filters, token: str, *, oldest_first: bool) -> tuple[int, int]:
+    first, last = filters.first_sequence, filters.last_sequence or _NO_LIMIT
+    if not token:
+        return first, last
+    match = _TOKEN.fullmatch(token)
+    if match is None or (match[1] == "o") is not oldest_first:
+        raise BadRequest("page_token", "is not one of a page in this order")
+    if oldest_first:
+        return max(first, int(match[2])), last
+    return first, min(last, int(match[2]))
+
+
+# -- files ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    descriptor: int
+    size: int
+    first_sequence: int
+
+
+def _open_files(path: Path, stack: ExitStack) -> list[_File]:
+    """Open the log's files, oldest first; a file that is finished meanwhile is there once."""
+    places = Places(path)
+    opened: dict[tuple[int, int], _File] = {}
+    # The current file first: if it gets its final name now, it is found again, and left out.
+    for name in (path, *places.list_finished()):
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            continue
+        stack.callback(os.close, descriptor)
+        status = os.fstat(descriptor)
+        first = _read_first_sequence(descriptor, status.st_size)
+        opened.setdefault((status.st_dev, status.st_ino), _File(descriptor, status.st_size, first))
+    return sorted(opened.values(), key=lambda file: file.first_sequence)
+
+
+def _read_first_sequence(descriptor: int, size: int) -> int:
+    start = os.pread(descriptor, MAX_LINE_BYTES, 0)
+    for line in start.split(b"\n"):
+        sequence = parse_sequence(line)
+        if sequence is not None:
+            return sequence
+    return _NO_LIMIT if not size else 0
+
+
+def _walk_backward(files: list[_File], first: int, last: int) -> Iterator[RawLine]:
+    for index in range(len(files) - 1, -1, -1):
+        file = files[index]
+        if file.first_sequence > last:
+            continue
+        end = file.size
+        if last < _NO_LIMIT:
+            end = find_line(file.descriptor, file.size, last + 1)
+        yield from read_backward(file.descriptor, end)
+        if file.first_sequence <= first:
+            return
+
+
+def _walk_forward(files: list[_File], first: int, last: int) -> Iterator[RawLine]:
+    for index, file in enumerate(files):
+        if file.first_sequence > last:
+            return
+        if index + 1 < len(files) and files[index + 1].first_sequence <= first:
+            continue
+        start = find_line(file.descriptor, file.size, first) if first > 1 else 0
+        yield from read_forward(file.descriptor, start, file.size)
+
+
+# -- filters ----------------------------------------------------------------------------------
+
+
+class _Sieve:
+    """Judges lines: by their bytes first, which is quick, and then by what they say."""
+
+    def __init__(self, filters: Filters) -> None:
+        self._filters = filters
+        self._after = "" if filters.after is None else format_time(filters.after)
+        self._before = "" if filters.before is None else format_time(filters.before)
+        self.bad_lines = 0
+        # Of a line that meets the filter, each of these is a part.
+        self._parts = tuple(
+            part.encode("ascii")
+            for part in (
+                f'"key":{encode_json(filters.key)}' if filters.key else "",
+                f'"account":{encode_json(filters.account)}' if filters.account else "",
+                f'"uid":{filters.uid}' if filters.uid is not None else "",
+                f'"access":{encode_json(filters.access)}' if filters.access else "",
+                f'"outcome":{encode_json(filters.outcome)}' if filters.outcome else "",
+                f'"id":{encode_json(filters.record_id)}' if filters.record_id else "",
+                f'"event":{encode_json(filters.event)[:-1]}' if filters.event else "",
+            )
+            if part
+        )
+
+    def passes(self, data: bytes) -> bool:
+        """Return whether a line is a record that meets the filters."""
+        for part in self._parts:
+            if part not in data:
+                return False
+        if (self._after or self._before) and not self._is_in_time(data):
+            return False
+        try:
+            fields = parse_line(data).fields
+        except MalformedRecord:
+            self.bad_lines += 1
+            return False
+        return self._meets(fields)
+
+    def _is_in_time(self, data: bytes) -> bool:
+        at = data.find(_TIME_MARK) + len(_TIME_MARK)
+        time = data[at : at + _TIME_LENGTH].decode("ascii", "replace")
+        return self._after <= time and (not self._before or time < self._before)
+
+    def _meets(self, fields: dict[str, Any]) -> bool:
+        wanted = self._filters
+        caller = fields.get("caller")
+        who = caller if isinstance(caller, dict) else {}
+        event: str = fields["event"]
+        return (
+            (not wanted.key or fields.get("key") == wanted.key)
+            and (not wanted.account or who.get("account") == wanted.account)
+            and (wanted.uid is None or who.get("uid") == wanted.uid)
+            and (not wanted.access or fields.get("access") == wanted.access)
+            and (not wanted.outcome or fields.get("outcome") == wanted.outcome)
+            and (not wanted.record_id or fields.get("id") == wanted.record_id)
+            and (not wanted.event or event == wanted.event or event.startswith(f"{wanted.event}."))
+        )

@@ -1,0 +1,160 @@
+"""What may stand in a record: a closed list (I7), and texts of a bounded length.
+
+A new field or detail: its name here, its line in docs/audit.md and docs/audit-record.schema.json.
+What is not listed is left out, whoever wrote it, and the log says so once for each name.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from keyside.audit import MAX_BODY_BYTES, encode_json
+from keyside_sidecar.log import event
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+_log = logging.getLogger(__name__)
+
+FIELDS: Final = frozenset(
+    {
+        "id",  # names the record
+        "time",  # when its writer wrote it
+        "event",  # what happened
+        "phase",  # "intent" or "outcome"; absent where there is one record only
+        "outcome",  # "ok", "refused" or "failed"; absent for an intent
+        "reason",  # a constant
+        "caller",  # who: pid, uid, gid, account, login_uid, exe
+        "key",
+        "version",
+        "digest",  # SHA-256 of the envelope
+        "context",  # names of the context's pairs
+        "request_id",
+        "access",  # a request for access, or the grant that it became
+        "count",  # how many alike this record stands for
+        "worker",  # pid of the worker that wrote it
+        "details",
+    }
+)
+CALLER: Final = frozenset({"pid", "uid", "gid", "account", "login_uid", "exe"})
+DETAILS: Final = frozenset(
+    {
+        # of the log itself
+        *("config_digest", "config_path", "program", "previous_hash", "previous_sequence"),
+        *("previous_file", "torn_bytes", "kept_as", "lost_up_to_s", "why", "since", "lasted_s"),
+        *("delayed", "lost", "refused_calls", "refused_actions", "error", "intent", "first"),
+        # of calls and keys
+        *("method", "operation", "items", "new_version", "new_digest", "previous", "compromised"),
+        *("expected_current", "unacknowledged", "state", "destroy_in_s", "requested_by_uid"),
+        # of requests for access and grants
+        *("comment", "ticket", "duration_s", "operations", "versions", "context", "max_uses"),
+        *("requester", "levels", "approvals", "struck", "used", "opened", "end_reason"),
+        *("ended_at", "expires_at", "activate_by", "decide_by"),
+        # of the store and the processes
+        *("store_id", "store_generation", "generation", "seen_store_id", "seen_generation"),
+        *("ended", "place", "code"),
+    }
+)
+SERVICE_EVENTS: Final = frozenset(
+    {
+        "encryption.encrypt",
+        "encryption.decrypt",
+        "encryption.rewrap",
+        "encryption.reencrypt",
+    }
+)
+# Written by the recorder alone.
+OWN_EVENTS: Final = frozenset(
+    {"checkpoint", "run.start", "run.end", "run.recovered", "log.continued"}
+)
+
+_MAX_TEXT: Final = 2_000
+_MAX_ITEMS: Final = 200
+_MAX_DEPTH: Final = 4
+# A record that is shorter can't hold a text or a list that is too long.
+_SURELY_SHORT: Final = 1_000
+_told: set[str] = set()
+
+
+def build_body(record: Mapping[str, object], identity: str, time: str, worker: int | None) -> str:
+    """Return a record's body, as the recorder takes it.
+
+    Args:
+        record: Plain facts: texts, whole numbers, truth values, and lists and mappings of these.
+            What is None is left out, and so is what this module does not list.
+        identity: Names the record; used unless the record has an ``id``.
+        time: When; used unless the record has a ``time``.
+        worker: The pid of the process that writes it; None for the record's own, or none.
+    """
+    fields = {name: value for name, value in record.items() if value is not None}
+    if not FIELDS.issuperset(fields) or not _is_listed(fields):
+        fields = _leave_out(fields)
+    identity = _take_text(fields, "id", identity)
+    time = _take_text(fields, "time", time)
+    if worker is not None:
+        fields["worker"] = worker
+    try:
+        text = encode_json(fields)
+    except (TypeError, ValueError, RecursionError):
+        text = encode_json(_make_plain(fields))
+    if len(text) > _SURELY_SHORT:
+        text = _shorten(fields, text)
+    return f'"id":{encode_json(identity)},"time":{encode_json(time)},{text[1:-1]}'
+
+
+def format_time(when: datetime) -> str:
+    """Return a time in UTC as records have it: ``2026-11-25T22:45:11.123456Z``."""
+    return when.isoformat(timespec="microseconds")[:26] + "Z"
+
+
+def _is_listed(fields: dict[str, object]) -> bool:
+    details, caller = fields.get("details"), fields.get("caller")
+    return (details is None or (isinstance(details, dict) and DETAILS.issuperset(details))) and (
+        caller is None or (isinstance(caller, dict) and CALLER.issuperset(caller))
+    )
+
+
+def _leave_out(fields: dict[str, object]) -> dict[str, object]:
+    kept = _keep(fields, FIELDS, "")
+    for name, known in (("details", DETAILS), ("caller", CALLER)):
+        inner = kept.pop(name, None)
+        if isinstance(inner, dict):
+            kept[name] = _keep(inner, known, f"{name}.")
+    return kept
+
+
+def _keep(fields: dict[str, object], known: frozenset[str], prefix: str) -> dict[str, object]:
+    unknown = {f"{prefix}{name}" for name in fields if name not in known} - _told
+    for name in unknown:
+        _told.add(name)
+        event(_log, logging.ERROR, "not recorded: the audit log does not know it", field=name)
+    return {name: value for name, value in fields.items() if name in known}
+
+
+def _take_text(fields: dict[str, object], name: str, otherwise: str) -> str:
+    value = fields.pop(name, None)
+    return value if isinstance(value, str) else otherwise
+
+
+def _shorten(fields: dict[str, object], text: str) -> str:
+    text = encode_json(_make_plain(fields))
+    if len(text) > MAX_BODY_BYTES - _SURELY_SHORT:
+        fields = {name: value for name, value in fields.items() if name != "context"}
+        text = encode_json(_make_plain({**fields, "details": {"why": "too long: left out"}}))
+    return text
+
+
+def _make_plain(value: Any, depth: int = 0) -> Any:
+    """Return ``value`` with every text and list cut, and what JSON can't say named by its type."""
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, str):
+        return value if len(value) <= _MAX_TEXT else f"{value[:_MAX_TEXT]}…"
+    if depth < _MAX_DEPTH and isinstance(value, dict):
+        pairs = list(value.items())[:_MAX_ITEMS]
+        return {str(name)[:_MAX_TEXT]: _make_plain(item, depth + 1) for name, item in pairs}
+    if depth < _MAX_DEPTH and isinstance(value, (list, tuple)):
+        return [_make_plain(item, depth + 1) for item in value[:_MAX_ITEMS]]
+    return f"<{type(value).__name__}>"

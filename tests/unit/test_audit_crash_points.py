@@ -1,0 +1,191 @@
+"""The writer killed at each single change that it makes to the disk: the log is taken up again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.unit.audit_scene import Scene, make_config
+
+from keyside.audit import Completeness
+from keyside_sidecar.audit.journal import Journal
+from keyside_sidecar.audit.places import Places
+from keyside_sidecar.audit.recovery import recover_log
+from keyside_sidecar.audit.signing import Signer
+from keyside_sidecar.audit.stamps import Stamps
+from keyside_sidecar.clock import SystemClock
+from keyside_sidecar.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CHANGING = ("pwrite", "write", "fdatasync", "fsync", "rename", "unlink", "open", "ftruncate")
+KILLED = 86
+
+
+def open_journal(places: Places) -> Journal:
+    tail = recover_log(places)
+    signer = Signer.recover(places, tail.checkpoint.seal.next_key)
+    journal = Journal(places, tail, signer, Stamps(SystemClock()), 60)
+    if not journal.takes_records:
+        journal.write()
+    return journal
+
+
+def work(places: Places) -> None:
+    """Two checkpoints, a new file, records in between, and a proper end."""
+    journal = open_journal(places)
+    journal.append_own("run.start")
+    journal.append_checkpoint("start")
+    journal.sync()
+    for _ in range(3):
+        journal.append_own("key.rotate", key="mail")
+        journal.write()
+    journal.sync()
+    journal.append_checkpoint("rotation")
+    journal.sync()
+    journal.finish_file()
+    journal.append_own("key.rotate", key="mail")
+    journal.sync()
+    journal.append_own("run.end")
+    journal.append_checkpoint("stop")
+    journal.sync()
+    journal.close()
+
+
+def kill_at(number: int, *, half: bool) -> Callable[[], None]:
+    """Have this process end at its ``number``-th change to the disk, before it or amid it."""
+    count = 0
+
+    def wrap(name: str) -> None:
+        genuine = getattr(os, name)
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == number:
+                if half and name == "pwrite":
+                    descriptor, data, place = arguments
+                    genuine(descriptor, bytes(data)[: len(data) // 2], place)
+                elif half:
+                    with contextlib.suppress(OSError):
+                        genuine(*arguments, **named)
+                os._exit(KILLED)
+            return genuine(*arguments, **named)
+
+        setattr(os, name, counted)
+
+    def install() -> None:
+        for name in CHANGING:
+            wrap(name)
+
+    return install
+
+
+def run_killed(directory: Path, number: int, *, half: bool) -> int:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            kill_at(number, half=half)()
+            work(Places(directory / "audit.jsonl"))
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["before it", "amid or after it"])
+def test_killed_at_any_change_to_the_disk_the_log_goes_on(tmp_path: Path, *, half: bool) -> None:
+    """No kill leaves a log that is accused, has no key, or loses what was on the disk."""
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    scene = Scene.make(origin)
+    number = 0
+    while True:
+        number += 1
+        place = tmp_path / f"run-{number}"
+        shutil.copytree(origin, place)
+        code = run_killed(place, number, half=half)
+        log = Places(place / "audit.jsonl")
+        scene.config = make_config(place)
+        if code == 0:
+            break
+        assert code == KILLED
+        if log.log.exists():
+            assert scene.verify().fault is None, number
+        work(log)
+        found = scene.verify()
+        assert found.fault is None, number
+        assert found.completeness is Completeness.CLOSED, number
+        assert not log.next_key.exists(), number
+        shutil.rmtree(place)
+    assert number > 40
+
+
+# --- the two keys by themselves
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene.make(tmp_path)
+
+
+def next_public_key(scene: Scene) -> bytes:
+    return recover_log(scene.places).checkpoint.seal.next_key
+
+
+def test_next_key_that_no_checkpoint_names_is_removed(scene: Scene) -> None:
+    named = next_public_key(scene)
+    Signer.recover(scene.places, named).prepare()
+    assert scene.places.next_key.exists()
+    Signer.recover(scene.places, named)
+    assert not scene.places.next_key.exists()
+
+
+def test_next_key_that_a_checkpoint_names_takes_its_place(scene: Scene) -> None:
+    following = Signer.recover(scene.places, next_public_key(scene)).prepare()
+    Signer.recover(scene.places, following)
+    assert not scene.places.next_key.exists()
+    Signer.recover(scene.places, following)
+
+
+def test_former_key_is_gone_after_a_commit(scene: Scene) -> None:
+    former = scene.places.key.read_bytes()
+    signer = Signer.recover(scene.places, next_public_key(scene))
+    signer.prepare()
+    signer.commit()
+    everything = b"".join(path.read_bytes() for path in scene.places.log.parent.iterdir())
+    assert former.split(b":")[1] not in everything
+
+
+def test_key_of_another_log_is_refused(scene: Scene) -> None:
+    with pytest.raises(StartupError, match="not the one that the last checkpoint"):
+        Signer.recover(scene.places, bytes(32))
+
+
+def test_half_written_or_damaged_keys_are_no_keys(scene: Scene) -> None:
+    named = next_public_key(scene)
+    whole = scene.places.key.read_bytes()
+    scene.places.next_key.write_bytes(whole[:20])
+    scene.places.next_key.chmod(0o600)
+    Signer.recover(scene.places, named)
+    for damaged in (whole[:-2], whole.replace(b"A", b"B") + b"x", b""):
+        scene.places.key.write_bytes(damaged)
+        with pytest.raises(StartupError):
+            Signer.recover(scene.places, named)
+
+
+def test_i7_signer_shows_no_key(scene: Scene) -> None:
+    signer = Signer.recover(scene.places, next_public_key(scene))
+    assert "key" in repr(signer)
+    assert scene.places.key.read_text().split(":")[1] not in repr(signer)
+    import pickle
+
+    with pytest.raises(TypeError, match="pickled"):
+        pickle.dumps(signer)

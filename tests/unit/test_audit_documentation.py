@@ -1,0 +1,45 @@
+"""docs/audit.md and the schema say what a record is, and so does the code; they agree."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from keyside.audit import FIRST_PREVIOUS, parse_line
+from keyside_sidecar.audit.records import CALLER, DETAILS, FIELDS, OWN_EVENTS, SERVICE_EVENTS
+
+DOCS = Path(__file__).parents[2] / "docs"
+SEAL = {"number", "kind", "log", "every_s", "next_key", "signature"}
+
+
+def test_schema_knows_every_field_and_detail_and_no_other() -> None:
+    schema = json.loads((DOCS / "audit-record.schema.json").read_text())
+    fields = schema["properties"]
+    assert set(fields) == FIELDS | {"v", "seq", "hash"}
+    assert set(fields["caller"]["properties"]) == CALLER
+    assert set(fields["details"]["properties"]) == DETAILS | SEAL
+    assert schema["additionalProperties"] is False
+
+
+def test_documentation_describes_every_field() -> None:
+    text = (DOCS / "audit.md").read_text(encoding="utf-8")
+    rows = text[text.index("| field | |") : text.index("| event | |")]
+    described = set(
+        re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (.*?) \|", rows, re.MULTILINE)))
+    )
+    assert described == FIELDS | {"v", "seq", "hash"}
+
+
+def test_documentation_describes_the_logs_own_events() -> None:
+    text = (DOCS / "audit.md").read_text(encoding="utf-8")
+    for event in OWN_EVENTS | {"encryption.encrypt"}:
+        assert f"`{event}`" in text
+    assert all(event.startswith("encryption.") for event in SERVICE_EVENTS)
+
+
+def test_documented_example_has_the_hash_that_it_says() -> None:
+    text = (DOCS / "audit.md").read_text(encoding="utf-8")
+    match = re.search(r'^    (\{"v":1,"seq":7,.*\})$', text, re.MULTILINE)
+    assert match
+    assert parse_line(match[1].encode()).follows(FIRST_PREVIOUS)
