@@ -18,17 +18,36 @@ import sqlite3
 import struct
 import sys
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from keyside.names import KeyName
+from keyside_sidecar.access.grants import Usage
+from keyside_sidecar.access.requests import (
+    AccessId,
+    AccessItem,
+    AccessLevel,
+    AccessOperation,
+    AccessRequest,
+    AccessState,
+    Approval,
+    EndReason,
+    Moment,
+    Person,
+    VersionRange,
+)
 from keyside_sidecar.custody import FileCustodian
 from keyside_sidecar.store import Store, initialise_store
 from keyside_sidecar.store.changing import Expected
 from keyside_sidecar.store.usage import UsageEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT_KEY = bytes(range(32))
 STORE_ID = bytes(range(0x40, 0x50))
@@ -36,6 +55,7 @@ VERSION_ID = bytes(range(0x50, 0x60))
 MATERIAL = bytes(range(0x80, 0xA0))
 SALT = bytes(range(0xC0, 0xD8))
 NONCE = bytes(range(0xE0, 0xF0))
+CREDENTIAL = "ksc-" + base64.b32encode(MATERIAL).decode().rstrip("=").lower()
 NUMBER = 258
 NAME = "mail-credentials"
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -147,6 +167,47 @@ def make_rows() -> list[tuple[str, Row]]:
         "versions_digest": digest_of(term_of(mac_of("key_versions", version))),
         "generation": 515,
     }
+    use: Row = {
+        "request_id": "ar-2f7qk3zt5mxa",
+        "number": 1,
+        "used_at": moment + 60_000_000,
+        "operation": "DECRYPT",
+        "version": NUMBER,
+        "envelope_sha256": bytes(range(0xA0, 0xC0)),
+        "context": '{"tenant":"z\\u00fcrich"}',
+    }
+    access: Row = {
+        "id": "ar-2f7qk3zt5mxa",
+        "key_name": NAME,
+        "requester_uid": 1001,
+        "asked": '{"account":"anna","context":{"tenant":"z\\u00fcrich"},"host":"mail-1",'
+        '"operations":["DECRYPT"],"reason":"a mailbox does not sync","rollover":true,'
+        '"ticket":"INC-7","versions":[[1,300]]}',
+        "max_uses": 5,
+        "duration": 3_600_000_000,
+        "policy_digest": bytes(range(0x20, 0x40)),
+        "state": "ACTIVE",
+        "levels": '[{"approvals":[{"at":1769860800000000,"by":[2001,"mia"],"comment":"",'
+        '"struck":""}],"gid":200,"group":"managers","needed":1}]',
+        "created_at": moment,
+        "decide_by": moment + 86_400_000_000,
+        "deadline_observed": 90_000_000_000,
+        "approved_at": moment,
+        "activate_by": moment + 86_400_000_000,
+        "activated_at": moment,
+        "expires_at": moment + 3_600_000_000,
+        "credential_hash": hashlib.sha256(
+            b"keyside/v1/grant-credential\0" + CREDENTIAL.encode()
+        ).digest(),
+        "used": 1,
+        "uses_digest": digest_of(term_of(mac_of("access_uses", use))),
+        "opened": "[[258,258]]",
+        "ended_at": None,
+        "end_reason": None,
+        "ending": None,
+        "ended_number": None,
+        "generation": 515,
+    }
     own: Row = {
         "id": 1,
         "store_id": STORE_ID,
@@ -155,6 +216,8 @@ def make_rows() -> list[tuple[str, Row]]:
         "keys_digest": digest_of(term_of(mac_of("keys", key))),
         "created_at": moment,
         "observed_floor": 86_400_000_000,
+        "access_digest": digest_of(term_of(mac_of("access_requests", access))),
+        "access_ended": 3,
     }
     usage: Row = {
         "key_name": NAME,
@@ -186,6 +249,8 @@ def make_rows() -> list[tuple[str, Row]]:
         ("version_usage", usage),
         ("sidecars", sidecar),
         ("store_time", time),
+        ("access_requests", access),
+        ("access_uses", use),
     ]
 
 
@@ -210,8 +275,102 @@ def make_root_key_file(path: Path) -> FileCustodian:
     return FileCustodian.load(path, owner_uids=frozenset({os.geteuid()}))
 
 
-def make_store(path: Path, custodian: FileCustodian) -> list[dict[str, Any]]:
-    """Make a store with two keys and versions in four states, and return these."""
+def compose_request(access_id: str, level: AccessLevel, **more: Any) -> AccessRequest:
+    """Return a request, with the fields that vary."""
+    fields: dict[str, Any] = {
+        "state": AccessState.PENDING,
+        "versions": (VersionRange(1, 2),),
+        "context": {"tenant": "zürich"},
+        **more,
+    }
+    return AccessRequest(
+        id=AccessId(access_id),
+        key=KeyName(NAME),
+        requester=Person(1001, "anna"),
+        host="mail-1",
+        reason="a mailbox does not sync — “why”?",
+        ticket="INC-7",
+        operations=(AccessOperation.DECRYPT,),
+        max_uses=5,
+        duration_us=3_600_000_000,
+        policy_digest=bytes(range(32)),
+        rollover=True,
+        created_us=1_769_860_800_000_000,
+        decide_by_us=1_769_947_200_000_000,
+        deadline_observed_us=86_410_000_000,
+        levels=(level,),
+        **fields,
+    )
+
+
+def _take(
+    request: AccessRequest, _found: Sequence[AccessRequest], _moment: Moment
+) -> AccessRequest:
+    return request
+
+
+def make_access(store: Store) -> list[dict[str, Any]]:
+    """Make three requests, one that waits, one that is used, and one that has ended."""
+    waiting = AccessLevel("managers", 200, 1)
+    said = AccessLevel("managers", 200, 1, (Approval(Person(2001, "mia"), 1_769_860_900_000_000),))
+    requests = [
+        compose_request("ar-aaaaaaaaaaaa", waiting),
+        compose_request(
+            "ar-bbbbbbbbbbbb",
+            said,
+            state=AccessState.ACTIVE,
+            approved_us=1_769_860_900_000_000,
+            activate_by_us=1_769_947_300_000_000,
+            activated_us=1_769_861_000_000_000,
+            expires_us=1_769_864_600_000_000,
+            credential_hash=bytes(range(32, 64)),
+        ),
+        compose_request("ar-cccccccccccc", waiting),
+    ]
+    for request in requests:
+        store.access.insert(partial(_take, request))
+    items = [
+        AccessItem(
+            AccessOperation.DECRYPT, NAME, number, {"tenant": "zürich"}, bytes([number]) * 32
+        )
+        for number in (1, 2)
+    ]
+    store.access.use(
+        bytes(range(32, 64)),
+        lambda found, _moment: Usage(
+            replace(found, used=2, opened=(VersionRange(1, 2),)), (None, None)
+        ),
+        items,
+    )
+    store.access.change(
+        requests[2].id,
+        lambda found, _moment: replace(
+            found,
+            state=AccessState.ENDED,
+            ended_us=1_769_860_950_000_000,
+            end_reason=EndReason.DENIED,
+            ended_by=Person(2001, "mia"),
+            end_comment="not needed",
+        ),
+    )
+    return [
+        {
+            "id": request.id,
+            "state": str(found.state),
+            "used": found.used,
+            "reason": found.reason,
+            "end_comment": found.end_comment,
+            "ended_number": found.ended_number,
+        }
+        for request in requests
+        if (found := store.access.find(request.id)) is not None
+    ]
+
+
+def make_store(
+    path: Path, custodian: FileCustodian
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Make a store with two keys, versions in four states and requests; return the last two."""
     url = f"sqlite:///{path}"
     initialise_store(url, custodian, uid=os.geteuid(), gid=os.getegid(), now=NOW)
     store = Store.open(url, custodian)
@@ -237,10 +396,11 @@ def make_store(path: Path, custodian: FileCustodian) -> list[dict[str, Any]]:
                     "material": found.material.material.hex(),
                 }
             )
+    access = make_access(store)
     store.close()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
-    return versions
+    return versions, access
 
 
 def main(arguments: list[str]) -> int:
@@ -249,11 +409,12 @@ def main(arguments: list[str]) -> int:
     directory.mkdir(mode=0o700)
     custodian = make_root_key_file(directory / "root.key")
     rows = make_rows()
+    versions, access = make_store(directory / "keyside.db", custodian)
     total = sum(term_of(mac_of(table, row)) for table, row in rows)
     document = {
-        "format": "keyside store, schema 0002; root key file 1; wrapped form 1",
+        "format": "keyside store, schema 0003; root key file 1; wrapped form 1",
         "provenance": "computed by tools/make_store_vectors.py without Keyside's code; the store "
-        "beside this file, whose versions are listed last, was made by Keyside",
+        "beside this file, whose versions and requests are listed last, was made by Keyside",
         "root_key": ROOT_KEY.hex(),
         "root_key_id": ROOT_KEY_ID.hex(),
         "store_id": STORE_ID.hex(),
@@ -274,7 +435,9 @@ def main(arguments: list[str]) -> int:
             "wrapped": wrap(1).hex(),
             "wrapped_in_another_form": wrap(2).hex(),
         },
-        "versions": make_store(directory / "keyside.db", custodian),
+        "versions": versions,
+        "credential": CREDENTIAL,
+        "access": access,
     }
     (directory / "known.json").write_text(json.dumps(document, indent=1) + "\n", "ascii")
     return 0

@@ -21,6 +21,9 @@ GRANT SELECT ON alembic_version TO keyside;
 -- The store's own row. UPDATE lets the role lock the table, too, which each change begins with.
 GRANT SELECT, UPDATE ON store_meta TO keyside;
 GRANT SELECT, INSERT, UPDATE ON keys, key_versions, version_usage, store_time TO keyside;
+-- People's requests for access and what their grants were used for: never deleted. A use is updated
+-- by `keysided root rotate` only.
+GRANT SELECT, INSERT, UPDATE ON access_requests, access_uses TO keyside;
 -- A sidecar removes its own row when it ends, and those of others that are long gone.
 GRANT SELECT, INSERT, UPDATE, DELETE ON sidecars TO keyside;
 

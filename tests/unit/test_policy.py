@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import pytest
 
+from keyside_sidecar.access.elevation_policy import ElevationPolicy, PolicyLevel
 from keyside_sidecar.access.policy import (
     _RULES,
     KeyPolicy,
@@ -22,6 +23,7 @@ from keyside_sidecar.config import parse_config
 from keyside_sidecar.errors import ConfigError
 
 OPERATORS, AUDITORS, MAIL, WRITERS, READERS, PAYROLL = 10, 20, 30, 31, 32, 40
+ADMINS, MANAGERS, LEGAL = 50, 60, 61
 POLICY = Policy(
     operators=ResolvedPrincipals(gids=frozenset({OPERATORS}), uids=frozenset({1010})),
     auditors=ResolvedPrincipals(gids=frozenset({AUDITORS})),
@@ -39,16 +41,25 @@ POLICY = Policy(
             ),
         }
     ),
+    elevation=ElevationPolicy(
+        requester_gids=frozenset({ADMINS}),
+        levels=(PolicyLevel(MANAGERS, "managers", 1), PolicyLevel(LEGAL, "legal", 1)),
+    ),
 )
 
 
 def subject(
-    uid: int, *gids: int, standing: Reason | None = None, person: Reason | None = None
+    uid: int,
+    *gids: int,
+    standing: Reason | None = None,
+    person: Reason | None = None,
+    borrowed: Reason | None = None,
 ) -> Subject:
-    return Subject(uid=uid, gids=frozenset(gids), standing=standing, person=person)
+    return Subject(uid, frozenset(gids), standing=standing, person=person, borrowed=borrowed)
 
 
 PERSON = Reason.PEER_PERSON_LOGIN
+SU = Reason.LOGIN_OF_ANOTHER
 SUBJECTS = {
     "service": subject(1030, MAIL, READERS),
     "service by user": subject(1050, READERS),
@@ -70,6 +81,16 @@ SUBJECTS = {
     "overflow uid": subject(65534, MAIL, READERS, standing=Reason.PEER_OVERFLOW_UID),
     "dead peer": subject(1010, OPERATORS, standing=Reason.PEER_ENDED, person=PERSON),
     "unknown address": subject(1050, MAIL, standing=Reason.PEER_UNKNOWN),
+    "requester": subject(1060, ADMINS, person=PERSON),
+    "requester through su": subject(1060, ADMINS, person=PERSON, borrowed=SU),
+    "requester who is an operator": subject(1061, ADMINS, OPERATORS, person=PERSON),
+    "requester in the service's group": subject(1062, ADMINS, MAIL, READERS),
+    "dead requester": subject(1060, ADMINS, standing=Reason.PEER_ENDED),
+    "approver": subject(1070, MANAGERS, person=PERSON),
+    "approver at the second level": subject(1071, LEGAL, person=PERSON),
+    "approver through su": subject(1070, MANAGERS, person=PERSON, borrowed=SU),
+    "approver who is an operator": subject(1072, LEGAL, OPERATORS, person=PERSON),
+    "approver who is a requester": subject(1073, LEGAL, ADMINS, person=PERSON),
 }
 
 # One row per class of caller; what is not None is the reason for refusing. Columns: encrypt,
@@ -106,6 +127,53 @@ EXPECTED: dict[str, tuple[Reason | None, ...]] = {
     "overflow uid":                    (OVERFLOW,   OVERFLOW,   OVERFLOW,   OVERFLOW, OVERFLOW),
     "dead peer":                       (ENDED,      ENDED,      ENDED,      ENDED,    ENDED),
     "unknown address":                 (UNKNOWN,    UNKNOWN,    UNKNOWN,    UNKNOWN,  UNKNOWN),
+    "requester":                       (PERSON,     PERSON,     PERSON,     NOP,      OK),
+    "requester through su":            (PERSON,     PERSON,     PERSON,     NOP,      OK),
+    "requester who is an operator":    (OP,         OP,         OK,         OK,       OK),
+    "requester in the service's group": (OK,        OK,         OK,         NOP,      OK),
+    "dead requester":                  (ENDED,      ENDED,      ENDED,      ENDED,    ENDED),
+    "approver":                        (PERSON,     PERSON,     PERSON,     NOP,      OK),
+    "approver at the second level":    (PERSON,     PERSON,     PERSON,     NOP,      OK),
+    "approver through su":             (PERSON,     PERSON,     PERSON,     NOP,      OK),
+    "approver who is an operator":     (OP,         OP,         OK,         OK,       OK),
+    "approver who is a requester":     (PERSON,     PERSON,     PERSON,     NOP,      OK),
+}  # fmt: skip
+NREQ, NAPP = Reason.NOT_A_REQUESTER, Reason.NOT_AN_APPROVER
+# The same for people's access. Columns: request (and use) for the key "mail"; activate; cancel;
+# decide; list; revoke; read audit.
+NOBODY = (NREQ, NREQ, NREQ, NAPP, NO, NO)
+EXPECTED_ACCESS: dict[str, tuple[Reason | None, ...]] = {
+    "service":                         (*NOBODY, OK),
+    "service by user":                 (*NOBODY, OK),
+    "encrypt-only service":            (*NOBODY, OK),
+    "other service":                   (*NOBODY, OK),
+    "reader but not allowed":          (*NOBODY, NO),
+    "stranger":                        (*NOBODY, NO),
+    "root":                            (*NOBODY, NO),
+    #                                   request activate cancel decide list revoke audit
+    "operator":                        (OP,     OP,      NREQ,  NAPP,  OK,  OK,    OK),
+    "operator in the service's group": (OP,     OP,      NREQ,  NAPP,  OK,  OK,    OK),
+    "operator at a login":             (OP,     OP,      NREQ,  NAPP,  OK,  OK,    OK),
+    "auditor":                         (NREQ,   NREQ,    NREQ,  NAPP,  OK,  NO,    OK),
+    "auditor in the service's group":  (NREQ,   NREQ,    NREQ,  NAPP,  OK,  NO,    OK),
+    "auditor at a login":              (NREQ,   NREQ,    NREQ,  NAPP,  OK,  NO,    OK),
+    "person as the service":           (*NOBODY, PERSON),
+    "login unreadable":                (*NOBODY, UNREADABLE),
+    "no group at all":                 (*NOBODY, NO),
+    "pid 0":                           (PID0,) * 7,
+    "overflow uid":                    (OVERFLOW,) * 7,
+    "dead peer":                       (ENDED,) * 7,
+    "unknown address":                 (UNKNOWN,) * 7,
+    "requester":                       (OK,     OK,      OK,    NAPP,  OK,  OK,    OK),
+    "requester through su":            (SU,     SU,      OK,    NAPP,  OK,  OK,    OK),
+    "requester who is an operator":    (OP,     OP,      OK,    NAPP,  OK,  OK,    OK),
+    "requester in the service's group": (OK,    OK,      OK,    NAPP,  OK,  OK,    OK),
+    "dead requester":                  (ENDED,) * 7,
+    "approver":                        (NREQ,   NREQ,    NREQ,  OK,    OK,  OK,    OK),
+    "approver at the second level":    (NREQ,   NREQ,    NREQ,  OK,    OK,  OK,    OK),
+    "approver through su":             (NREQ,   NREQ,    NREQ,  SU,    OK,  OK,    OK),
+    "approver who is an operator":     (OP,     OP,      NREQ,  OK,    OK,  OK,    OK),
+    "approver who is a requester":     (OK,     OK,      OK,    OK,    OK,  OK,    OK),
 }  # fmt: skip
 COLUMN = {
     Operation.ENCRYPT: 0,
@@ -121,7 +189,18 @@ COLUMN = {
     Operation.LIST_KEYS: 4,
     Operation.REFLECT: 4,
 }
+ACCESS_COLUMN = {
+    Operation.REQUEST_ACCESS: 0,
+    Operation.USE_ACCESS: 0,
+    Operation.ACTIVATE_ACCESS: 1,
+    Operation.CANCEL_ACCESS: 2,
+    Operation.DECIDE_ACCESS: 3,
+    Operation.LIST_ACCESS: 4,
+    Operation.REVOKE_ACCESS: 5,
+    Operation.READ_AUDIT: 6,
+}
 OF_A_KEY = [op for op, column in COLUMN.items() if column < 4]
+OF_A_KEY += [op for op, column in ACCESS_COLUMN.items() if column == 0]
 CASES = list(itertools.product(SUBJECTS, Operation))
 
 
@@ -129,7 +208,10 @@ CASES = list(itertools.product(SUBJECTS, Operation))
 def test_table(who: str, operation: Operation) -> None:
     """I1, I3, I4: each class of caller gets exactly what the table says."""
     key = "mail" if operation in OF_A_KEY else None
-    expected = None if operation not in COLUMN else EXPECTED[who][COLUMN[operation]]
+    expected = None
+    for table, columns in ((EXPECTED, COLUMN), (EXPECTED_ACCESS, ACCESS_COLUMN)):
+        if operation in columns:
+            expected = table[who][columns[operation]]
     assert POLICY.decide(SUBJECTS[who], operation, key) is expected
 
 
@@ -171,7 +253,8 @@ def test_every_operation_of_today_is_listed() -> None:
 @pytest.mark.parametrize("who", SUBJECTS)
 def test_allowed_anything_is_exactly_what_decide_says(who: str) -> None:
     """Whoever is relayed to the main server has something to do there, and nobody else is."""
-    closed = set(COLUMN) - {Operation.LIST_KEYS, Operation.REFLECT}
+    closed = {*COLUMN, *ACCESS_COLUMN}
+    closed -= {Operation.LIST_KEYS, Operation.REFLECT, Operation.READ_AUDIT}
     any_allowed = any(
         POLICY.decide(SUBJECTS[who], operation, key) is None
         for operation in closed
@@ -181,13 +264,31 @@ def test_allowed_anything_is_exactly_what_decide_says(who: str) -> None:
 
 
 @pytest.mark.parametrize("who", SUBJECTS)
-def test_visible_keys_are_exactly_those_that_can_be_described(who: str) -> None:
+def test_visible_keys_are_those_that_can_be_described_or_asked_for(who: str) -> None:
+    """A requester must name a key, and so sees all names; an approver sees them in requests."""
+    if POLICY.decide(SUBJECTS[who], Operation.CANCEL_ACCESS, None) is None:
+        assert POLICY.visible_keys(SUBJECTS[who]) == set(POLICY.keys)
+        return
     described = {
         key
         for key in POLICY.keys
         if POLICY.decide(SUBJECTS[who], Operation.DESCRIBE_KEY, key) is None
     }
     assert POLICY.visible_keys(SUBJECTS[who]) == described
+
+
+def test_who_sees_everybodys_requests_and_records() -> None:
+    """Requesters see their own; only auditors read all of the audit log."""
+    for who, subject_ in SUBJECTS.items():
+        alive = subject_.standing is None
+        roles = [role for role in ("operator", "auditor", "approver") if role in who]
+        assert POLICY.may_see_all_access(subject_) == (alive and bool(roles)), who
+        assert POLICY.may_read_all_audit(subject_) == (alive and who.startswith("auditor")), who
+
+
+def test_the_policys_groups_include_those_of_elevation() -> None:
+    """Membership looks at the groups that the policy names, and at no others."""
+    assert {ADMINS, MANAGERS, LEGAL} <= POLICY.gids
 
 
 def test_narrowing_can_close_a_key_to_those_who_are_allowed() -> None:
@@ -246,7 +347,7 @@ def test_root_is_served_only_where_a_policy_names_it() -> None:
 
 
 def test_empty_policy_refuses_everybody() -> None:
-    for who, operation in itertools.product(SUBJECTS.values(), COLUMN):
+    for who, operation in itertools.product(SUBJECTS.values(), {**COLUMN, **ACCESS_COLUMN}):
         assert Policy().decide(who, operation, "mail") is not None
 
 
@@ -272,7 +373,7 @@ class Directory:
 
 def config_of(tables: str) -> str:
     return (
-        '[sidecar]\nsocket="/s"\n[store]\nurl="sqlite:////d"\n'
+        'sidecar.socket="/s"\naudit.path="/a.jsonl"\n[store]\nurl="sqlite:////d"\n'
         f'[root_key]\nprovider="file"\npath="/k"\n{tables}'
     )
 

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.access_scene import Scene
 from tests.unit.made_store import NOW
 
 from keyside.names import KeyName
+from keyside_sidecar.access.credential import hash_credential
+from keyside_sidecar.access.requests import AccessId
 from keyside_sidecar.custody import FileCustodian
 from keyside_sidecar.custody.root_key import RootKey
 from keyside_sidecar.errors import CustodyError
@@ -25,7 +28,7 @@ from keyside_sidecar.store.material import Wrapping
 from keyside_sidecar.store.tables import key_versions, metadata
 
 VECTORS = Path(__file__).resolve().parent.parent / "vectors"
-FORMATS = ["store_v1", "store_v2"]
+FORMATS = ["store_v1", "store_v2", "store_v3"]
 ALL_KNOWN = {
     name: json.loads((VECTORS / name / "known.json").read_text("ascii")) for name in FORMATS
 }
@@ -131,6 +134,12 @@ def test_material_of_a_row(root_key: FileCustodian) -> None:
         Wrapping(root_key, bytes(16)).open_version(row)
 
 
+def test_what_is_kept_of_a_credential() -> None:
+    """A grant that was activated under an earlier version can still be used."""
+    row = next(row for _, table, row, _ in ROWS if table == "access_requests")
+    assert hash_credential(ALL_KNOWN["store_v3"]["credential"]) == row["credential_hash"]
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_store_of_every_format_opens_and_goes_on(tmp_path: Path, form: str) -> None:
     """I5: what was stored by an earlier version is there, and can be rotated."""
@@ -157,4 +166,17 @@ def test_a_store_of_every_format_opens_and_goes_on(tmp_path: Path, form: str) ->
         info = store.describe_key(name)
         done = store.rotate(name, actor_uid=1, expected_current=info.current_number, now=NOW)
         assert done.version.info.number == (info.pending_number or count + 1)
+    for known in ALL_KNOWN[form].get("access", []):
+        request = store.access.find(AccessId(known["id"]))
+        assert request is not None
+        assert {name: getattr(request, name) for name in known} == known
+        assert request.context == {"tenant": "zürich"}
+        uses = store.access.read_uses(request.id, limit=10)
+        assert [use.version for use in uses] == list(range(1, known["used"] + 1))
+    scene = Scene(store)
+    scene.grant()
+    scene.use()
+    checked = store.access.verify_page(None, 100)
+    while checked is not None:
+        checked = store.access.verify_page(checked, 100)
     store.close()

@@ -96,7 +96,7 @@ def refuse(made: MadeStore) -> None:
 def alter(value: Any) -> list[Any]:
     """Values that are not the given one, of its own type and of others."""
     if value is None:
-        return [1]
+        return [1, b"\x01"]
     if isinstance(value, int):
         return [value + 1, None, float(value) + 0.5, str(value) + "x", b"\x01"]
     if isinstance(value, str):

@@ -14,12 +14,26 @@ DESCRIBE_KEY                    operators, auditors, services with any operation
 LIST_KEYS, REFLECT              whoever is allowed anything; the list is cut to ``visible_keys``
 ROTATE_KEY                      operators
 DISABLE_VERSION, …              operators: ENABLE_, DESTROY_ and CANCEL_DESTROY_VERSION, too
+REQUEST_ACCESS                  requesters, for any key of the configuration; never operators
+ACTIVATE_ACCESS                 requesters (the machine: each its own); never operators
+CANCEL_ACCESS                   requesters (the machine: each its own)
+USE_ACCESS                      requesters, in place of the key's own policy; never operators. The
+                                grant decides the rest (grants.py)
+DECIDE_ACCESS                   approvers: members of any level's group, be they operators or not
+LIST_ACCESS                     requesters (their own), approvers, operators, auditors (all)
+REVOKE_ACCESS                   requesters (the machine: each its own), approvers, operators
+READ_AUDIT                      whoever is allowed anything; cut to one's own records unless auditor
 GET_STATUS, HEALTH              anybody who can connect
 ==============================  =================================================================
 
 An operator is refused every encryption operation, whatever groups it is in. An auditor is no
 service: its role opens no key, and takes none away from an account that is a service as well. Root
-is nobody special. A person's login (I4) is no service; as operator or auditor it is unaffected.
+is nobody special. A person's login (I4) is no service; as operator, auditor, requester or approver
+it is unaffected. But where its login is another account's (``su``), it can't ask, decide, activate
+or use for the account that it has become; it can still cancel and revoke, which only take away.
+
+Requesters may know the names of all keys, since they must name one: LIST_KEYS shows them these, and
+no versions (DESCRIBE_KEY is refused). Approvers see the keys that requests name, in the requests.
 """
 
 from __future__ import annotations
@@ -33,6 +47,8 @@ from keyside_sidecar.access.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from keyside_sidecar.access.elevation_policy import ElevationPolicy
 
 
 class Operation(enum.Enum):
@@ -49,6 +65,14 @@ class Operation(enum.Enum):
     ENABLE_VERSION = "enable version"
     DESTROY_VERSION = "destroy version"
     CANCEL_DESTROY_VERSION = "cancel destroy version"
+    REQUEST_ACCESS = "request access"
+    DECIDE_ACCESS = "decide access"
+    LIST_ACCESS = "list access"
+    CANCEL_ACCESS = "cancel access"
+    ACTIVATE_ACCESS = "activate access"
+    REVOKE_ACCESS = "revoke access"
+    USE_ACCESS = "use access"
+    READ_AUDIT = "read audit"
     GET_STATUS = "get status"
     HEALTH = "health"
     REFLECT = "reflect"
@@ -63,12 +87,15 @@ class Subject:
         gids: All its groups, the primary one too.
         standing: Not None: it is refused everything but health and the public part of status.
         person: Not None: the process belongs to a person's login, or that can't be read (I4).
+        borrowed: Not None: the process belongs to the login of another account than its own, or
+            that can't be read: whoever is behind it, it is not known to be that account's person.
     """
 
     uid: int
     gids: frozenset[int]
     standing: Reason | None = None
     person: Reason | None = None
+    borrowed: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +149,13 @@ class Policy:
         operators: Who may manage keys.
         auditors: Who may look at keys (not through them).
         keys: Each key's policy by its name.
+        elevation: Who may ask for access and who decides; None where nobody can have any.
     """
 
     operators: ResolvedPrincipals = field(default_factory=ResolvedPrincipals)
     auditors: ResolvedPrincipals = field(default_factory=ResolvedPrincipals)
     keys: Mapping[str, KeyPolicy] = field(default_factory=lambda: MappingProxyType({}))
+    elevation: ElevationPolicy | None = None
 
     @property
     def gids(self) -> frozenset[int]:
@@ -135,6 +164,8 @@ class Policy:
         for key in self.keys.values():
             named += [key.allowed.gids, key.encrypt_gids or frozenset()]
             named.append(key.decrypt_gids or frozenset())
+        if self.elevation is not None:
+            named += [self.elevation.requester_gids, self.elevation.level_gids]
         return frozenset().union(*named)
 
     @property
@@ -163,7 +194,7 @@ class Policy:
         """Return whether any operation but health and public status is open to the subject."""
         if subject.standing is not None:
             return False
-        if self._may_look(subject):
+        if self._may_look(subject) or self.is_requester(subject) or self.is_approver(subject):
             return True
         return subject.person is None and any(key.serves(subject) for key in self.keys.values())
 
@@ -171,11 +202,29 @@ class Policy:
         """Return the names of the keys that the subject may know of."""
         if subject.standing is not None:
             return frozenset()
-        if self._may_look(subject):
+        if self._may_look(subject) or self.is_requester(subject):
             return frozenset(self.keys)
         if subject.person is not None:
             return frozenset()
         return frozenset(name for name, key in self.keys.items() if key.serves(subject))
+
+    def is_requester(self, subject: Subject) -> bool:
+        """Return whether the subject is in a group that may ask for access."""
+        return self.elevation is not None and not self.elevation.requester_gids.isdisjoint(
+            subject.gids
+        )
+
+    def is_approver(self, subject: Subject) -> bool:
+        """Return whether the subject is in a group of any level of approval."""
+        return self.elevation is not None and not self.elevation.level_gids.isdisjoint(subject.gids)
+
+    def may_see_all_access(self, subject: Subject) -> bool:
+        """Return whether the subject sees everybody's requests and grants, not only its own."""
+        return subject.standing is None and (self._may_look(subject) or self.is_approver(subject))
+
+    def may_read_all_audit(self, subject: Subject) -> bool:
+        """Return whether the subject reads everybody's audit records, not only its own."""
+        return subject.standing is None and self.auditors.include(subject)
 
     def _may_look(self, subject: Subject) -> bool:
         return self.operators.include(subject) or self.auditors.include(subject)
@@ -235,6 +284,58 @@ def _decide_manage(policy: Policy, subject: Subject, key: str | None) -> Reason 
     return None if key is not None and key in policy.keys else Reason.NOT_ALLOWED
 
 
+def _decide_request(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+    refusal = _refuse_as_requester(policy, subject)
+    if refusal is not None:
+        return refusal
+    return None if key is not None and key in policy.keys else Reason.NOT_ALLOWED
+
+
+def _refuse_as_requester(policy: Policy, subject: Subject) -> Reason | None:
+    """Return why the subject can't get or hold a grant, whatever the key."""
+    if subject.standing is not None:
+        return subject.standing
+    if policy.operators.include(subject):
+        return Reason.OPERATOR_MAY_NOT_USE_KEYS
+    if not policy.is_requester(subject):
+        return Reason.NOT_A_REQUESTER
+    return subject.borrowed
+
+
+def _decide_activate(policy: Policy, subject: Subject, _key: str | None) -> Reason | None:
+    return _refuse_as_requester(policy, subject)
+
+
+def _decide_cancel(policy: Policy, subject: Subject, _key: str | None) -> Reason | None:
+    if subject.standing is not None:
+        return subject.standing
+    return None if policy.is_requester(subject) else Reason.NOT_A_REQUESTER
+
+
+def _decide_approval(policy: Policy, subject: Subject, _key: str | None) -> Reason | None:
+    if subject.standing is not None:
+        return subject.standing
+    return subject.borrowed if policy.is_approver(subject) else Reason.NOT_AN_APPROVER
+
+
+def _decide_list_access(policy: Policy, subject: Subject, _key: str | None) -> Reason | None:
+    if subject.standing is not None:
+        return subject.standing
+    sees = policy.may_see_all_access(subject) or policy.is_requester(subject)
+    return None if sees else Reason.NOT_ALLOWED
+
+
+def _decide_revoke(policy: Policy, subject: Subject, _key: str | None) -> Reason | None:
+    if subject.standing is not None:
+        return subject.standing
+    may = (
+        policy.operators.include(subject)
+        or policy.is_approver(subject)
+        or policy.is_requester(subject)
+    )
+    return None if may else Reason.NOT_ALLOWED
+
+
 def _allow_anybody(_policy: Policy, _subject: Subject, _key: str | None) -> Reason | None:
     return None
 
@@ -253,6 +354,14 @@ _RULES: Final[Mapping[Operation, Callable[[Policy, Subject, str | None], Reason 
             Operation.ENABLE_VERSION: _decide_manage,
             Operation.DESTROY_VERSION: _decide_manage,
             Operation.CANCEL_DESTROY_VERSION: _decide_manage,
+            Operation.REQUEST_ACCESS: _decide_request,
+            Operation.DECIDE_ACCESS: _decide_approval,
+            Operation.LIST_ACCESS: _decide_list_access,
+            Operation.CANCEL_ACCESS: _decide_cancel,
+            Operation.ACTIVATE_ACCESS: _decide_activate,
+            Operation.REVOKE_ACCESS: _decide_revoke,
+            Operation.USE_ACCESS: _decide_request,
+            Operation.READ_AUDIT: _decide_list,
             Operation.GET_STATUS: _allow_anybody,
             Operation.HEALTH: _allow_anybody,
             Operation.REFLECT: _decide_list,

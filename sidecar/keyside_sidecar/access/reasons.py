@@ -67,6 +67,30 @@ class Reason(enum.Enum):
         "only an operator may do this",
         "ask for the calling account to be put in the operators' group",
     )
+    NOT_A_REQUESTER = (
+        "this account may not ask for access",
+        "ask for the account to be put in a group that [elevation] requesters names",
+    )
+    NOT_AN_APPROVER = (
+        "this account decides about no requests for access",
+        "an approver is a member of a group of [[elevation.levels]]",
+    )
+    LOGIN_OF_ANOTHER = (
+        "this process belongs to another person's login than its account's",
+        "log in as yourself and call from there, without su or sudo",
+    )
+    CREDENTIAL_REFUSED = (
+        "the temporary credential opens nothing for this caller",
+        "use the account that was granted access; keyside access list shows your grants",
+    )
+    GRANT_ENDED = (
+        "the grant behind this credential has ended",
+        "ask for access anew; keyside access show tells why it ended",
+    )
+    GRANT_SCOPE = (
+        "the grant does not cover this",
+        "keyside access show tells which key, operations, versions and context it covers",
+    )
     METHOD_UNKNOWN = (
         "there is no such method, or nobody has been allowed to call it",
         "compare the client's and the sidecar's versions",

@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, update
 
-from keyside_sidecar.errors import StoreTampered, StoreUnavailable
+from keyside_sidecar.errors import StoreContended, StoreTampered
 from keyside_sidecar.store.observed import read_observed_us
 from keyside_sidecar.store.snapshot import Snapshot
-from keyside_sidecar.store.tables import key_versions, keys, store_meta
+from keyside_sidecar.store.tables import (
+    access_requests,
+    access_uses,
+    key_versions,
+    keys,
+    store_meta,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
 
     from keyside_sidecar.store.authentication import Authenticator
-    from keyside_sidecar.store.reader import Reader
+    from keyside_sidecar.store.reader import Reader, VersionIndex
     from keyside_sidecar.store.witness import Witness
 
     Row = Mapping[str, Any]
@@ -38,7 +44,7 @@ class Change:
         snapshot: Loaded in the same transaction.
 
     Raises:
-        StoreUnavailable: Another sidecar changed the store meanwhile; nothing was changed.
+        StoreContended: Another sidecar changed the store meanwhile; nothing was changed.
     """
 
     def __init__(
@@ -50,6 +56,10 @@ class Change:
         self.replaced: list[int] = []
         self._observed_us: int = snapshot.meta["observed_floor"] or 0
         self._keys_total = authenticator.open_sum(snapshot.meta["keys_digest"])
+        access_digest = snapshot.meta["access_digest"]
+        self._access_total = 0 if access_digest is None else authenticator.open_sum(access_digest)
+        self._access_ended: int = snapshot.meta["access_ended"] or 0
+        self._touched: set[str] = set()
         self.generation: int = snapshot.meta["generation"] + 1
         swapped = connection.execute(
             update(store_meta)
@@ -57,7 +67,7 @@ class Change:
             .values(generation=self.generation)
         )
         if swapped.rowcount != 1:
-            raise StoreUnavailable("another sidecar changed the store at the same time; try again")
+            raise StoreContended("another sidecar changed the store at the same time; try again")
 
     def add_key(self, columns: Row, version: Row) -> None:
         """Insert a key and its first version.
@@ -72,6 +82,7 @@ class Change:
         self._connection.execute(insert(keys).values(**key))
         self._connection.execute(insert(key_versions).values(**row))
         self._keys_total += self._authenticator.compute_term(key["mac"])
+        self._touched.add("keys_digest")
 
     def change_key(
         self,
@@ -108,17 +119,71 @@ class Change:
         changed_key = self._seal(keys, {**key, **columns, "versions_digest": digest})
         self._replace(keys, key, changed_key)
         self._keys_total += term(changed_key["mac"]) - term(key["mac"])
+        self._touched.add("keys_digest")
         return changed_key
+
+    def add_access(self, columns: Row) -> Row:
+        """Insert a request for access, and return its row.
+
+        Args:
+            columns: All of its columns, but for generation and MAC; it has not ended.
+        """
+        row = self._seal(access_requests, columns)
+        self._connection.execute(insert(access_requests).values(**row))
+        self._access_total += self._authenticator.compute_term(row["mac"])
+        self._touched.add("access_digest")
+        return row
+
+    def change_access(self, old: Row, columns: Row, uses: Iterable[Row] = ()) -> Row:
+        """Change a request for access that has not ended, and return its new row.
+
+        Args:
+            old: Its row as it was.
+            columns: All of its columns, but for uses_digest, generation and MAC. In state ENDED it
+                is given its number in the order of ending.
+            uses: New uses of the grant, but for their MACs.
+
+        Raises:
+            StoreTampered: The row is no longer what it was within this transaction.
+        """
+        term = self._authenticator.compute_term
+        changed = {**columns, "uses_digest": self._add_uses(old["uses_digest"], uses)}
+        ended = columns["state"] == "ENDED"
+        if ended:
+            self._access_ended += 1
+            changed["ended_number"] = self._access_ended
+        new = self._seal(access_requests, changed)
+        self._replace(access_requests, old, new)
+        self._access_total += (0 if ended else term(new["mac"])) - term(old["mac"])
+        self._touched.add("access_digest")
+        return new
+
+    def _add_uses(self, digest: bytes | None, uses: Iterable[Row]) -> bytes | None:
+        rows = [self._seal(access_uses, use) for use in uses]
+        if not rows:
+            return digest
+        self._connection.execute(insert(access_uses), rows)
+        total = 0 if digest is None else self._authenticator.open_sum(digest)
+        total += sum(self._authenticator.compute_term(row["mac"]) for row in rows)
+        return self._authenticator.seal_sum(total)
 
     def note_observed(self, observed_us: int) -> None:
         """Have the store remember the observed time that this change is based on."""
         self._observed_us = max(self._observed_us, observed_us)
 
     def finish(self) -> Row:
-        """Write the store's own row, and return it."""
-        digest = self._authenticator.seal_sum(self._keys_total)
-        floor = {"observed_floor": self._observed_us or None}
-        meta = self._seal(store_meta, {**self._meta, "keys_digest": digest, **floor})
+        """Write the store's own row, and return it.
+
+        A digest of what was not touched stays as it is, to the byte: whoever has checked the keys
+        under it need not do so again (snapshot.py).
+        """
+        totals = {"keys_digest": self._keys_total, "access_digest": self._access_total}
+        digests = {name: self._authenticator.seal_sum(totals[name]) for name in self._touched}
+        counts = {
+            "observed_floor": self._observed_us or None,
+            "access_ended": self._access_ended or None,
+        }
+        meta = self._seal(store_meta, {**self._meta, **digests, **counts})
         self._connection.execute(update(store_meta).values(**meta))
         return meta
 
@@ -152,6 +217,7 @@ class Draft:
         self.snapshot = snapshot
         self._witness = witness
         self.after: Snapshot | None = None
+        self.checked: VersionIndex | None = None
 
     @cached_property
     def change(self) -> Change:
@@ -184,7 +250,21 @@ class Draft:
             raise StoreTampered("own row")
         self.after = Snapshot(meta, self.reader.read_keys(meta))
         self.key = self.after.keys[name]
-        self.index = self.reader.read_index(self.key)
+        self.checked = self.index = self.reader.read_index(self.key)
         self.current = self.reader.read_version(self.key, self.index, self.key["current_number"])
         for number in self.change.replaced:
             self.reader.read_version(self.key, self.index, number)
+
+    def finish_access(self) -> Row:
+        """Close the change of requests for access; read the store's own row back, and return it.
+
+        Whoever changed them reads them back; the keys are as they were.
+
+        Raises:
+            StoreTampered: What was written does not read back as it should.
+        """
+        meta = self.change.finish()
+        if self.reader.read_meta() != meta:
+            raise StoreTampered("own row")
+        self.after = Snapshot(meta, self.snapshot.keys)
+        return meta

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import select, tuple_
 
 from keyside_sidecar.errors import StoreTampered
+from keyside_sidecar.store.access_reader import ENDED_SET, OPEN_SET
+from keyside_sidecar.store.access_rows import decode_request, name_request
 from keyside_sidecar.store.records import VersionState
 from keyside_sidecar.store.tables import (
+    access_requests,
+    access_uses,
     key_versions,
     keys,
     store_meta,
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Table
 
+    from keyside_sidecar.store.authentication import Authenticator
     from keyside_sidecar.store.records import OpenedVersion
     from keyside_sidecar.store.trust import Trust, Trusted
 
@@ -33,7 +38,15 @@ if TYPE_CHECKING:
 
 # What a store consists of, in an order in which each row can be checked, and written. The register
 # of sidecars is not among them: it says who runs, not what is kept.
-TABLES: Final = (store_meta, store_time, keys, key_versions, version_usage)
+TABLES: Final = (
+    store_meta,
+    store_time,
+    keys,
+    key_versions,
+    version_usage,
+    access_uses,
+    access_requests,
+)
 PAGE: Final = 500
 _VERSION_ID_LENGTH: Final = 16
 
@@ -71,6 +84,8 @@ class Contents:
         versions: How many versions, in any state.
         destroyed: How many of them are destroyed.
         scheduled: Key and number of those whose destruction is scheduled.
+        access_open: How many requests for access, grants among them, have not ended.
+        access_ended: How many have.
     """
 
     meta: Row
@@ -78,6 +93,8 @@ class Contents:
     versions: int
     destroyed: int
     scheduled: tuple[str, ...] = ()
+    access_open: int = 0
+    access_ended: int = 0
 
 
 class _Key:
@@ -88,6 +105,16 @@ class _Key:
         self.count = 0
         self.total = 0
         self.last_used = 0
+
+
+class _Access:
+    """What was seen of requests for access, and of uses whose request is still to come."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.total = 0
+        self.ended: set[int] = set()
+        self.uses: dict[str, tuple[int, int]] = {}
 
 
 class Examination:
@@ -107,6 +134,7 @@ class Examination:
         self._keys: dict[str, _Key] = {}
         self._keys_total = 0
         self._destroyed = 0
+        self._access = _Access()
 
     @property
     def trusted(self) -> Trusted:
@@ -142,8 +170,12 @@ class Examination:
             self._take_key(row)
         elif table is key_versions:
             return self._take_version(row)
-        else:
+        elif table is version_usage:
             self._take_usage(row)
+        elif table is access_uses:
+            self._take_use(row)
+        else:
+            self._take_request(row)
         return None
 
     def finish(self) -> Contents:
@@ -158,7 +190,13 @@ class Examination:
             raise StoreTampered("own row")
         counts = [key.count for key in self._keys.values()]
         return Contents(
-            self._meta, len(counts), sum(counts), self._destroyed, tuple(self._scheduled)
+            self._meta,
+            len(counts),
+            sum(counts),
+            self._destroyed,
+            tuple(self._scheduled),
+            self._access.open,
+            len(self._access.ended),
         )
 
     def _end_stage(self) -> None:
@@ -179,6 +217,20 @@ class Examination:
                     key.row["versions_digest"], key.total
                 ):
                     raise StoreTampered(f"set of versions of key {name}")
+        if table is access_requests:
+            self._end_access(authenticator)
+
+    def _end_access(self, authenticator: Authenticator) -> None:
+        meta, access = self._meta or {}, self._access
+        digest = meta.get("access_digest")
+        fits = access.open == 0 if digest is None else authenticator.fits(digest, access.total)
+        if not fits:
+            raise StoreTampered(OPEN_SET)
+        # Each is one of 1 to this many, and no two are the same.
+        if len(access.ended) != self._count_ended():
+            raise StoreTampered(ENDED_SET)
+        for access_id in access.uses:
+            raise StoreTampered(f"set of uses of {access_id!a}")
 
     def _verify(self, table: Table, row: Row, place: str) -> None:
         self.trusted.authenticator.verify(table.name, row, place)
@@ -239,6 +291,38 @@ class Examination:
         if key is None or not key.last_used < row["number"] <= key.count:
             raise StoreTampered(place)
         key.last_used = row["number"]
+
+    def _take_use(self, row: Row) -> None:
+        access_id = row["request_id"]
+        self._verify(access_uses, row, f"use {row['number']!a} of {access_id!a}")
+        count, total = self._access.uses.get(access_id, (0, 0))
+        if row["number"] != count + 1:
+            raise StoreTampered(f"set of uses of {access_id!a}")
+        term = self.trusted.authenticator.compute_term(row["mac"])
+        self._access.uses[access_id] = count + 1, total + term
+
+    def _take_request(self, row: Row) -> None:
+        place = name_request(row["id"])
+        self._verify(access_requests, row, place)
+        decode_request(row)
+        authenticator, number = self.trusted.authenticator, row["ended_number"]
+        count, total = self._access.uses.pop(row["id"], (0, 0))
+        digest = row["uses_digest"]
+        fits = count == 0 if digest is None else authenticator.fits(digest, total)
+        if count != row["used"] or not fits:
+            raise StoreTampered(f"set of uses of {row['id']}")
+        if not self._is_of_this_age(row) or (row["state"] == "ENDED") != (number is not None):
+            raise StoreTampered(place)
+        if number is None:
+            self._access.open += 1
+            self._access.total += authenticator.compute_term(row["mac"])
+        elif 1 <= number <= self._count_ended() and number not in self._access.ended:
+            self._access.ended.add(number)
+        else:
+            raise StoreTampered(place)
+
+    def _count_ended(self) -> int:
+        return (self._meta or {}).get("access_ended") or 0
 
     def _is_of_this_age(self, row: Row) -> bool:
         return self._meta is not None and row["generation"] <= self._meta["generation"]

@@ -26,6 +26,8 @@ NEEDED: Final = {
     "key_versions": _CHANGE,
     "version_usage": _CHANGE,
     "store_time": _CHANGE,
+    "access_requests": _CHANGE,
+    "access_uses": _CHANGE,
     "sidecars": _CHANGE | {"DELETE"},
 }
 _PRIVILEGES: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER")

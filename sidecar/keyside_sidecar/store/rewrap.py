@@ -27,6 +27,8 @@ from keyside_sidecar.store.examination import (
 from keyside_sidecar.store.reader import Reader
 from keyside_sidecar.store.sidecars import read_register
 from keyside_sidecar.store.tables import (
+    access_requests,
+    access_uses,
     keys,
     sidecars,
     store_meta,
@@ -158,6 +160,8 @@ class _Rewrapping:
         self._meta: Row = {}
         self._keys: dict[str, Row] = {}
         self._totals: dict[str, int] = {}
+        self._uses_totals: dict[str, int] = {}
+        self._access_total = 0
         self._writing: tuple[Table, list[dict[str, Any]]] = (store_meta, [])
         self.strange = 0
 
@@ -174,6 +178,12 @@ class _Rewrapping:
             elif opened is not None:
                 mac = self._write(table, row, self._wrap(opened))
                 self._totals[row["key_name"]] += self._authenticator.compute_term(mac)
+            elif table is access_uses:
+                term = self._authenticator.compute_term(self._write(table, row, {}))
+                known = self._uses_totals.get(row["request_id"], 0)
+                self._uses_totals[row["request_id"]] = known + term
+            elif table is access_requests:
+                self._write_request(row)
             else:
                 self._write(table, row, {})
         self._examination.finish()
@@ -197,6 +207,13 @@ class _Rewrapping:
             "root_key_id": self._successor.key_id,
         }
 
+    def _write_request(self, row: Row) -> None:
+        total = self._uses_totals.pop(row["id"], None)
+        digest = None if total is None else self._authenticator.seal_sum(total)
+        mac = self._write(access_requests, row, {"uses_digest": digest})
+        if row["ended_number"] is None:
+            self._access_total += self._authenticator.compute_term(mac)
+
     def _write_above(self) -> None:
         """Write the rows that hold digests: the keys', and then the store's own."""
         generation = self._meta["generation"] + 1
@@ -205,8 +222,12 @@ class _Rewrapping:
             digest = self._authenticator.seal_sum(self._totals[name])
             mac = self._write(keys, row, {"versions_digest": digest, "generation": generation})
             total += self._authenticator.compute_term(mac)
+        access = self._meta["access_digest"]
+        if access is not None:
+            access = self._authenticator.seal_sum(self._access_total)
         changed = {
             "keys_digest": self._authenticator.seal_sum(total),
+            "access_digest": access,
             "root_key_id": self._successor.key_id,
             "generation": generation,
         }

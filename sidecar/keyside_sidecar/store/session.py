@@ -58,7 +58,7 @@ class Session:
 
     @contextmanager
     def changing(self) -> Iterator[Draft]:
-        """Change keys or versions; other processes are told at once.
+        """Change keys, versions or requests for access; other processes are told at once.
 
         Raises:
             StoreError: As for :meth:`reading`; nothing was changed.
@@ -73,7 +73,7 @@ class Session:
             if draft.after is not None:
                 self.database.announce(connection)
         if draft.after is not None:
-            self.memory.remember(draft.reader, draft.after, draft.index)
+            self.memory.remember(draft.reader, draft.after, draft.checked)
 
     @contextmanager
     def recording(self, table: Table) -> Iterator[Reader]:

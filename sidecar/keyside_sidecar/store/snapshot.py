@@ -1,7 +1,8 @@
 """What this process has already checked, and the way back that it refuses to go.
 
 A snapshot is the store's own row with all ``keys`` rows, checked together. As long as the store's
-row is the same (its MAC is), so are they, and reading a version checks three rows, not all.
+row is the same (its MAC is), or their digest in it is, so are they, and reading a version checks
+three rows, not all.
 
 The store's generation only grows. A process that has seen one refuses a store with a smaller one,
 and one with the same number but other content: someone put an older copy back, or let two copies
@@ -83,7 +84,11 @@ class Memory:
             snapshot = self._snapshot
         if snapshot is not None and snapshot.meta["mac"] == meta["mac"]:
             return snapshot
-        fresh = Snapshot(meta, reader.read_keys(meta))
+        if snapshot is not None and snapshot.meta["keys_digest"] == meta["keys_digest"]:
+            # The digest's random mask is new whenever a key changes: these are the same rows.
+            fresh = Snapshot(meta, snapshot.keys)
+        else:
+            fresh = Snapshot(meta, reader.read_keys(meta))
         self.remember(reader, fresh)
         return fresh
 

@@ -8,8 +8,8 @@ Synchronous; every method is one transaction, may be called from any thread, and
 * ``StoreSchemaError`` where a newer program has migrated it meanwhile;
 * ``CustodyError`` where it has moved to a root key that the custodian does not have.
 
-What can be done to keys and versions stands in changing.py, usage in usage.py, the register of
-processes in sidecars.py, and observed time in observed.py.
+What can be done to keys and versions stands in changing.py, usage in usage.py, people's access in
+elevation.py, the register of processes in sidecars.py, and observed time in observed.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from keyside.names import KeyName
 from keyside_sidecar.errors import CustodyError, UnknownVersion
 from keyside_sidecar.store import changing, schema
 from keyside_sidecar.store.database import open_database
+from keyside_sidecar.store.elevation import AccessBook
 from keyside_sidecar.store.material import describe_key, describe_version
 from keyside_sidecar.store.observed import ObservedTime
 from keyside_sidecar.store.reader import read_meta_unverified
@@ -68,6 +69,7 @@ class Store:
         self.usage = UsageBook(self.session)
         self.sidecars = SidecarRegister(self.session)
         self.observed = ObservedTime(self.session)
+        self.access = AccessBook(self.session)
         # Each of these is documented in changing.py.
         self.create_key = partial(changing.create_key, self.session)
         self.rotate = partial(changing.rotate, self.session)

@@ -19,6 +19,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     text,
 )
 
@@ -60,6 +61,10 @@ store_meta: Final = Table(
     Column("created_at", BigInteger, nullable=False),
     # The observed time (observed.py) of the last change; NULL for 0.
     Column("observed_floor", BigInteger),
+    # Of the requests for access that have not ended; NULL before the first.
+    Column("access_digest", Blob),
+    # How many have ended; NULL for none.
+    Column("access_ended", BigInteger),
     Column("mac", Blob, nullable=False),
     CheckConstraint("id = 1", name="store_meta_one_row"),
 )
@@ -125,6 +130,62 @@ key_versions: Final = Table(
         sqlite_where=text("state = 'CURRENT'"),
         postgresql_where=text("state = 'CURRENT'"),
     ),
+)
+
+# A person's request for access, to the end of the grant. The first group of columns never changes.
+access_requests: Final = Table(
+    "access_requests",
+    metadata,
+    Column("id", String(15), primary_key=True),
+    Column("key_name", String(63), nullable=False),
+    Column("requester_uid", BigInteger, nullable=False),
+    # JSON, as what people wrote is; see access_rows.py.
+    Column("asked", Text, nullable=False),
+    Column("max_uses", BigInteger, nullable=False),
+    Column("duration", BigInteger, nullable=False),
+    Column("policy_digest", Blob, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("levels", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("decide_by", BigInteger, nullable=False),
+    # Observed time (observed.py): when the state that it is in runs out.
+    Column("deadline_observed", BigInteger, nullable=False),
+    Column("approved_at", BigInteger),
+    Column("activate_by", BigInteger),
+    Column("activated_at", BigInteger),
+    Column("expires_at", BigInteger),
+    Column("credential_hash", Blob, unique=True),
+    Column("used", BigInteger, nullable=False),
+    # Of its rows in access_uses; NULL before the first.
+    Column("uses_digest", Blob),
+    Column("opened", Text),
+    Column("ended_at", BigInteger),
+    Column("end_reason", String(32)),
+    Column("ending", Text),
+    # 1, 2, 3 … in the order of ending; NULL before that. Its index finds the open ones as well,
+    # however many have ended.
+    Column("ended_number", BigInteger, unique=True),
+    Column("generation", BigInteger, nullable=False),
+    Column("mac", Blob, nullable=False),
+    CheckConstraint(
+        "state IN ('PENDING', 'APPROVED', 'ACTIVE', 'CLOSING', 'ENDED')",
+        name="access_requests_state",
+    ),
+    CheckConstraint("(state = 'ENDED') = (ended_number IS NOT NULL)", name="access_requests_ended"),
+)
+
+# What grants were used for. A row is written once.
+access_uses: Final = Table(
+    "access_uses",
+    metadata,
+    Column("request_id", String(15), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("used_at", BigInteger, nullable=False),
+    Column("operation", String(16), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("envelope_sha256", Blob, nullable=False),
+    Column("context", Text),
+    Column("mac", Blob, nullable=False),
 )
 
 # The three below change often and lie outside the store's generation and its digests: a row of

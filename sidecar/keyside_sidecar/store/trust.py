@@ -53,6 +53,11 @@ class Trust:
         return f"Trust(root_key={self._newest.custodian.key_id})"
 
     @property
+    def store_id(self) -> bytes:
+        """The store's id, 16 bytes."""
+        return self._store_id
+
+    @property
     def custodian(self) -> Custodian:
         """Keeps the root key that was used last."""
         return self._newest.custodian
