@@ -17,18 +17,21 @@ import itertools
 import logging
 import os
 import signal
+import socket
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from keyside_sidecar.handover import Channel, HandoverError, make_channels
 from keyside_sidecar.log import event
+from keyside_sidecar.pam.errand import Errand
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterator
 
     from keyside_sidecar.admission import Ledger
+    from keyside_sidecar.children import Children
+    from keyside_sidecar.handover import Packet
     from keyside_sidecar.loop import Loop
     from keyside_sidecar.peer.credential import PeerCredential
 
@@ -39,7 +42,17 @@ _UNRESPONSIVE_AFTER: Final = 5
 _KILL_AFTER: Final = 20
 _START_CHECKS: Final = 60
 _MAX_OUTBOX: Final = 64
-_EX_SOFTWARE: Final = 70
+_MAX_UID: Final = 2**32 - 2
+
+
+class Luggage(Protocol):
+    """Descriptors that travel with a packet; ours are closed once it is sent."""
+
+    def descriptors(self) -> tuple[int, ...]:
+        """Return them, in the order in which they are sent."""
+
+    def close(self) -> None:
+        """Close our copies."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,13 +75,28 @@ class Arrival:
             os.close(self.pidfd)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RecorderEnd:
+    """A worker's end of a pair whose other end the recorder has."""
+
+    end: socket.socket
+
+    def descriptors(self) -> tuple[int, ...]:
+        """Return the end."""
+        return (self.end.fileno(),)
+
+    def close(self) -> None:
+        """Close our copy."""
+        self.end.close()
+
+
 @dataclass(slots=True, eq=False)
 class Member:
     """One worker's process.
 
     ``outbox`` holds what its channel has no room for yet, oldest first: a worker that is busy for
-    a moment must not cost anybody a connection. Each entry is a packet, and the arrival and the
-    ledger's number that go with it.
+    a moment must not cost anybody a connection. Each entry is a packet, and the descriptors and the
+    ledger's number that go with it (0: it is no connection).
     """
 
     index: int
@@ -77,7 +105,7 @@ class Member:
     ready: bool = False
     silent_checks: int = 0
     checks: int = 0
-    outbox: deque[tuple[dict[str, Any], Arrival | None, int]] = field(default_factory=deque)
+    outbox: deque[tuple[dict[str, Any], Luggage | None, int]] = field(default_factory=deque)
 
     @property
     def takes_connections(self) -> bool:
@@ -94,29 +122,33 @@ class Crew:
 
     Args:
         loop: The supervisor's.
+        children: What forks.
         ledger: The open connections.
-        work: Runs in the forked child with its end of the channel; returns the exit code.
         on_ready: Called when a worker has become ready.
         on_room: Called when one that was heard from takes connections, be it again.
         on_ended: Called with a worker that has ended and its exit code (negative: a signal).
+        on_pam: Called with what a worker wants asked of PAM, and the socket over which the helper
+            gets the password and answers, which it owns. None: no worker may want that.
     """
 
     def __init__(
         self,
         loop: Loop,
+        children: Children,
         ledger: Ledger,
         *,
-        work: Callable[[Channel], int],
         on_ready: Callable[[Member], None],
         on_room: Callable[[], None],
         on_ended: Callable[[Member, int], None],
+        on_pam: Callable[[Errand, socket.socket], None] | None = None,
     ) -> None:
         self._loop = loop
+        self._children = children
         self._ledger = ledger
-        self._work = work
         self._on_ready = on_ready
         self._on_room = on_room
         self._on_ended = on_ended
+        self._on_pam = on_pam
         self._members: dict[int, Member] = {}
         self._indexes = itertools.count()
         self._loop.after(_CHECK_S, self._check)
@@ -136,40 +168,42 @@ class Crew:
         member = self._members.get(pid)
         return member if member is not None and not member.ready else None
 
-    def fork(self) -> None:
+    def fork(self, work: Callable[[Channel], int]) -> Member:
         """Start a worker.
+
+        Args:
+            work: Runs in the forked child with its end of the channel; returns the exit code.
 
         Raises:
             OSError: The host has no room for it; nothing is left behind.
         """
         ours, theirs = make_channels()
+
+        def run() -> int:
+            ours.close()
+            return work(theirs)
+
+        member = Member(next(self._indexes), 0, ours)
         try:
-            pid = os.fork()
+            member.pid = self._children.fork(
+                "keysided-worker", run, lambda code: self._note_ended(member, code)
+            )
         except OSError:
             ours.close()
-            theirs.close()
             raise
-        if pid == 0:
-            code = _EX_SOFTWARE
-            try:
-                self._close_in_child(ours)
-                code = self._work(theirs)
-            finally:
-                logging.shutdown()
-                os._exit(code)
-        theirs.close()
-        member = Member(next(self._indexes), pid, ours)
-        self._members[pid] = member
+        finally:
+            theirs.close()
+        self._members[member.pid] = member
         self._loop.watch(ours.fileno(), lambda: self._on_channel(member))
+        return member
 
-    def _close_in_child(self, ours: Channel) -> None:
-        self._loop.close()
-        ours.close()
+    def close_in_child(self) -> None:
+        """Close what only the supervisor may have, in a process that was forked from it."""
         for member in self:
             member.channel.close()
-            for _fields, arrival, _number in member.outbox:
-                if arrival is not None:
-                    arrival.close()
+            for _fields, luggage, _number in member.outbox:
+                if luggage is not None:
+                    luggage.close()
 
     def hand_over(self, arrival: Arrival, member: Member, credential: PeerCredential) -> None:
         """Give a connection to a worker; its descriptors are closed here once it has them."""
@@ -178,10 +212,18 @@ class Crew:
             member, {"connection": number, "credential": credential.to_json()}, arrival, number
         )
 
+    def attach_recorder(self, member: Member, end: socket.socket) -> None:
+        """Give a worker its end of a pair whose other end a new recorder has; ours is closed."""
+        self._post(member, {"audit": True}, RecorderEnd(end))
+
     def drain(self, grace_s: float) -> None:
         """Tell every worker to finish its calls within ``grace_s`` seconds and end."""
         for member in self:
-            self._empty_outbox(member)
+            others = [entry for entry in member.outbox if not entry[2]]
+            member.outbox = deque(entry for entry in member.outbox if entry[2])
+            self._empty_outbox(member)  # the connections that it hasn't been given
+            for fields, luggage, _number in others:
+                self._post(member, fields, luggage)
             self._post(member, {"drain": grace_s})
 
     def kill(self, member: Member, why: str) -> None:
@@ -190,22 +232,13 @@ class Crew:
         with contextlib.suppress(ProcessLookupError):
             os.kill(member.pid, signal.SIGKILL)
 
-    def reap(self) -> None:
-        """Take note of the workers that have ended."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
-            member = self._members.pop(pid, None)
-            if member is not None:
-                self._loop.unwatch(member.channel.fileno())
-                member.channel.close()
-                self._empty_outbox(member)
-                self._ledger.remove_worker(member.index)
-                self._on_ended(member, os.waitstatus_to_exitcode(status))
+    def _note_ended(self, member: Member, code: int) -> None:
+        del self._members[member.pid]
+        self._loop.unwatch(member.channel.fileno())
+        member.channel.close()
+        self._empty_outbox(member)
+        self._ledger.remove_worker(member.index)
+        self._on_ended(member, code)
 
     # -- packets ----------------------------------------------------------------------------
 
@@ -213,21 +246,21 @@ class Crew:
         self,
         member: Member,
         fields: dict[str, Any],
-        arrival: Arrival | None = None,
+        luggage: Luggage | None = None,
         number: int = 0,
     ) -> None:
-        member.outbox.append((fields, arrival, number))
+        member.outbox.append((fields, luggage, number))
         if len(member.outbox) == 1:
             self._flush(member)
 
     def _flush(self, member: Member) -> None:
         try:
             while member.outbox:
-                fields, arrival, _number = member.outbox[0]
-                member.channel.send(fields, arrival.descriptors() if arrival is not None else ())
+                fields, luggage, _number = member.outbox[0]
+                member.channel.send(fields, luggage.descriptors() if luggage is not None else ())
                 member.outbox.popleft()
-                if arrival is not None:
-                    arrival.close()
+                if luggage is not None:
+                    luggage.close()
         except BlockingIOError:
             pass
         except OSError as error:
@@ -242,9 +275,10 @@ class Crew:
 
     def _empty_outbox(self, member: Member) -> None:
         while member.outbox:
-            _fields, arrival, number = member.outbox.popleft()
-            if arrival is not None:
-                arrival.close()
+            _fields, luggage, number = member.outbox.popleft()
+            if luggage is not None:
+                luggage.close()
+            if number:
                 self._ledger.remove(number)
 
     def _on_channel(self, member: Member) -> None:
@@ -264,16 +298,18 @@ class Crew:
             packet = None
         except OSError:
             packet = None
-        if packet is None or not self._take(member, packet.fields):
+        if packet is None or not self._take(member, packet):
             self._loop.unwatch(member.channel.fileno())  # SIGCHLD says the rest
             return False
-        for descriptor in packet.descriptors:  # a worker has none to give
-            os.close(descriptor)
         return True
 
-    def _take(self, member: Member, fields: dict[str, Any]) -> bool:
+    def _take(self, member: Member, packet: Packet) -> bool:
         member.silent_checks = 0
-        match fields:
+        if self._on_pam is not None and self._take_pam(packet, self._on_pam):
+            return True
+        for descriptor in packet.descriptors:  # with nothing else has a worker any to give
+            os.close(descriptor)
+        match packet.fields:
             case {"closed": int(number)}:
                 self._ledger.remove(number, worker=member.index)
             case {"alive": True}:
@@ -286,6 +322,21 @@ class Crew:
                 self.kill(member, "it said something unknown")
                 return False
         return True
+
+    def _take_pam(self, packet: Packet, on_pam: Callable[[Errand, socket.socket], None]) -> bool:
+        """Pass on what a worker wants asked of PAM; return whether it is that."""
+        match packet.fields:
+            case {
+                "pam": int(),
+                "uid": int(uid),
+                "what": "authenticate" | "account" as purpose,
+                **others,
+            } if not others and type(uid) is int and 0 <= uid <= _MAX_UID:
+                end = _as_stream(packet.descriptors)
+                if end is not None:
+                    on_pam(Errand(uid, purpose), end)
+                    return True
+        return False
 
     def _check(self) -> None:
         self._loop.after(_CHECK_S, self._check)
@@ -300,3 +351,17 @@ class Crew:
                 event(_log, logging.ERROR, "worker does not respond", pid=member.pid)
             elif member.silent_checks == _KILL_AFTER:
                 self.kill(member, "it does not respond")
+
+
+def _as_stream(descriptors: tuple[int, ...]) -> socket.socket | None:
+    """Return a socket that owns the one descriptor; None where it is no Unix stream."""
+    if len(descriptors) != 1:
+        return None
+    try:
+        end = socket.socket(fileno=descriptors[0])
+    except OSError:
+        return None
+    if (end.family, end.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+        end.detach()
+        return None
+    return end

@@ -1,15 +1,19 @@
 """What supervisor and worker say to each other.
 
-A SOCK_SEQPACKET pair carries one JSON object a packet; a connection's packet also carries its
-descriptors (the caller's socket, then its pidfd where there is one)::
+A SOCK_SEQPACKET pair carries one JSON object a packet, and descriptors with some: a connection's
+socket, then its pidfd where there is one; an end of a pair whose other end the recorder has; an end
+of a pair over which a person's password goes to PAM's helper and the outcome comes back::
 
     supervisor ──► worker    {"connection": N, "credential": "..."}  + descriptors
+                             {"audit": true}  + descriptor           the recorder was replaced
                              {"drain": seconds}
     worker ──► supervisor    {"ready": true}
                              {"alive": true}     each second
                              {"closed": N}
+                             {"pam": N, "uid": UID, "what": PURPOSE}  + descriptor  (pam/errand.py)
 
-A packet that is not of this form ends the worker, whichever side sees it.
+The recorder has a channel of its own (``audit/recorder.py``). A packet that is not of this form
+ends the worker, whichever side sees it.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG: Final = 1
 _PR_GET_DUMPABLE: Final = 3
 _PR_SET_DUMPABLE: Final = 4
+_PR_SET_NAME: Final = 15
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_GET_NO_NEW_PRIVS: Final = 39
 _CAP_IPC_LOCK: Final = 14
@@ -141,6 +143,22 @@ def set_death_signal(parent_pid: int, signal_number: int = signal.SIGTERM) -> No
     _prctl(_PR_SET_PDEATHSIG, int(signal_number), "ask for a signal at the parent's end")
     if os.getppid() != parent_pid:
         raise StartupError("the supervisor ended while this process started", exit_code=_EX_OSERR)
+
+
+def name_process(name: str) -> None:
+    """Have ``ps``, ``top`` and ``/proc/PID/comm`` call this process so: at most 15 characters."""
+    # The kernel copies it; prctl's argument is the text's address.
+    text = ctypes.create_string_buffer(name.encode("ascii"))
+    _prctl(_PR_SET_NAME, ctypes.addressof(text), "name the process")
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever descends from this process and loses its own parent.
+
+    Raises:
+        StartupError: The kernel refuses.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1, "adopt orphans")
 
 
 def drop_privileges(uid: int, gid: int, groups: Iterable[int]) -> None:

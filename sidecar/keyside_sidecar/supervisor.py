@@ -1,62 +1,57 @@
-"""The supervisor: accepts, asks the kernel who is calling, enforces limits, keeps workers alive.
+"""The supervisor: accepts connections, enforces limits, keeps workers and the recorder alive.
 
 It holds no key and never imports gRPC, so that it can fork at any time (``crew.py``). It is one
 plain loop (``loop.py``)::
 
-    STARTING ──all workers ready──► RUNNING ──SIGTERM/SIGINT──► DRAINING ──► exit
-        └──a worker ends──► exit with its code
+    STARTING ──recorder ready, then all workers──► RUNNING ──SIGTERM/SIGINT──► DRAINING ──► exit
+        └──one of them ends──► exit with its code
 
-In RUNNING a worker that ends is replaced, after a pause that grows while they keep dying. A
-connection that arrives while no worker takes any waits for a few seconds and is then closed: gRPC
-tells that caller UNAVAILABLE, which is the truth. A starting worker's own call to itself
-(``worker.py``) goes to the worker that makes it.
+In RUNNING a worker that ends is replaced, after a pause that grows while they keep dying, and so is
+the recorder (``keeper.py``); a worker is started only while there is a recorder. In DRAINING the
+workers end first, so that their last records are written. People's passwords are checked in
+processes of their own (``pam/desk.py``). A connection that arrives while no worker takes any waits
+for a few seconds (``reception.py``) and is then closed: gRPC tells that caller UNAVAILABLE, which
+is the truth.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import logging
 import resource
 import signal
 import socket
-import time
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar import notify
 from keyside_sidecar.admission import Ledger
-from keyside_sidecar.crew import Arrival, Crew, Member
+from keyside_sidecar.audit.recorder import RecorderSettings, run_recorder
+from keyside_sidecar.children import Children
+from keyside_sidecar.crew import Crew, Member
 from keyside_sidecar.errors import StartupError
+from keyside_sidecar.keeper import Keeper
 from keyside_sidecar.log import event
 from keyside_sidecar.loop import Loop
-from keyside_sidecar.peer.credential import read_credential
-from keyside_sidecar.peer.kernel import Kernel, Ucred
-from keyside_sidecar.peer.pidfd import boot_time_s
+from keyside_sidecar.pam.desk import Desk
+from keyside_sidecar.reception import Reception
 from keyside_sidecar.worker import WorkerSettings, run_worker
 
 if TYPE_CHECKING:
     from keyside_sidecar.access.policy import Policy
     from keyside_sidecar.config import Config
     from keyside_sidecar.handover import Channel
-    from keyside_sidecar.peer.credential import PeerCredential
     from keyside_sidecar.peer.listener import Listener
 
 _log = logging.getLogger(__name__)
 
-_ACCEPTS_PER_TURN: Final = 64
-_ACCEPT_PAUSE_S: Final = 0.1
 _RESTART_PAUSE_S: Final = 0.25
 _MAX_RESTART_PAUSE_S: Final = 10.0
 _STEADY_AFTER_CHECKS: Final = 30
-_KILL_AFTER_S: Final = 3.0
-_WAIT_FOR_WORKER_S: Final = 5.0
-_REPORT_EVERY_S: Final = 30.0
+# Beyond drain_timeout: what a person has begun settles, and the last records are written.
+_KILL_AFTER_S: Final = 8.0
 _EX_SOFTWARE: Final = 70
-# In the ledger, of a connection that waits for a worker.
-_NO_WORKER: Final = -1
 # The caller's socket, both ends of the inner connection, and the pidfd.
 _DESCRIPTORS_PER_CONNECTION: Final = 4
 _DESCRIPTORS_BESIDE: Final = 128
@@ -78,27 +73,62 @@ class Supervisor:
         config: The configuration.
         policy: The policy, with names resolved to ids.
         listener: The public socket.
-        account: Whom workers run as; None to stay as the supervisor is.
+        account: Whom workers and the recorder run as; None to stay as the supervisor is.
+        accept_rollback: Whether workers take a store that is older than its audit log.
+
+    Raises:
+        StartupError: People are to be authenticated, and the host has no PAM.
     """
 
     def __init__(
-        self, config: Config, policy: Policy, listener: Listener, account: Account | None
+        self,
+        config: Config,
+        policy: Policy,
+        listener: Listener,
+        account: Account | None,
+        *,
+        accept_rollback: bool = False,
     ) -> None:
         self._config = config
-        self._policy_gids = policy.gids
-        self._policy_uids = policy.uids
         self._listener = listener
-        self._kernel = Kernel()
         limits = config.sidecar
         self._ledger = Ledger(limits.max_connections, limits.max_connections_per_uid)
         self._loop = Loop()
+        self._children = Children()
+        self._desk = (
+            Desk(
+                self._loop,
+                self._children,
+                service=config.elevation.pam_service,
+                timeout_s=config.elevation.pam_timeout_s,
+            )
+            if config.elevation is not None
+            else None
+        )
         self._crew = Crew(
             self._loop,
+            self._children,
             self._ledger,
-            work=self._work,
             on_ready=self._on_ready,
-            on_room=self._dispatch_waiting,
+            on_room=self._on_room,
             on_ended=self._on_worker_ended,
+            on_pam=None if self._desk is None else self._desk.take,
+        )
+        self._keeper = Keeper(
+            self._loop,
+            self._children,
+            work=self._record,
+            on_ready=self._on_recorder_ready,
+            on_ended=self._on_recorder_ended,
+        )
+        self._reception = Reception(
+            self._loop,
+            listener,
+            self._crew,
+            self._ledger,
+            policy,
+            process_mode=config.identity.membership == "process",
+            record=self._keeper.note,
         )
         self._settings = WorkerSettings(
             config=config,
@@ -107,34 +137,38 @@ class Supervisor:
             gid=account.gid if account else None,
             groups=account.groups if account else (),
             public_path=listener.path,
+            accept_rollback=accept_rollback,
         )
-        self._waiting: deque[tuple[float, int, Arrival]] = deque()
+        self._workers_wanted = config.sidecar.workers
         self._wakeups: tuple[socket.socket, socket.socket] | None = None
         self._announced = False
         self._draining = False
         self._exit_code = 0
         self._restart_pause_s = _RESTART_PAUSE_S
-        self._refused_connections = 0
 
     def run(self) -> int:
         """Serve until told to stop; return the exit code.
 
         Raises:
-            OSError: The host has no room for the first workers.
+            OSError: The host has no room for the first processes.
         """
         self._catch_signals()
-        self._loop.watch(self._listener.fileno(), self._accept)
+        self._reception.open()
         try:
-            for _ in range(self._config.sidecar.workers):
-                self._crew.fork()
-            while self._crew or not self._draining:
+            self._keeper.start()
+            while self._crew or self._keeper.running or not self._draining:
                 self._loop.turn()
+                if self._draining and not self._crew:
+                    self._keeper.stop()
         finally:
             for member in self._crew:
                 self._crew.kill(member, "the supervisor ends")
+            self._keeper.close()
+            if self._desk is not None:
+                self._desk.close()
             signal.set_wakeup_fd(-1)
+            self._reception.close()
             self._loop.close()
-            self._listener.close()
             self._listener.release()
         return self._exit_code
 
@@ -153,141 +187,68 @@ class Supervisor:
         with contextlib.suppress(BlockingIOError):
             numbers = set(self._wakeups[0].recv(4096))
             if signal.SIGCHLD in numbers:
-                self._crew.reap()
+                self._children.reap()
             if numbers & {signal.SIGTERM, signal.SIGINT}:
                 self._drain("told to stop")
             if signal.SIGHUP in numbers:
                 event(_log, logging.WARNING, "SIGHUP ignored: restart to read the configuration")
 
-    # -- connections ------------------------------------------------------------------------
-
-    def _accept(self) -> None:
-        for _ in range(_ACCEPTS_PER_TURN):
-            try:
-                connection, _address = self._listener.socket.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
-                    raise
-                event(_log, logging.ERROR, "can't accept", error=str(error))
-                self._loop.unwatch(self._listener.fileno())
-                self._loop.after(_ACCEPT_PAUSE_S, self._resume_accepting)
-                return
-            self._admit(connection)
-
-    def _resume_accepting(self) -> None:
-        if not self._draining:
-            self._loop.watch(self._listener.fileno(), self._accept)
-
-    def _admit(self, connection: socket.socket) -> None:
-        accepted_s = boot_time_s()
-        try:
-            peer = self._kernel.read_ucred(connection)
-            starting = self._crew.find_starting(peer.pid)
-            # Asked first, with one cheap call: who floods must not make us read /proc each time.
-            if starting is None and not self._has_room(connection, peer):
-                connection.close()
-                self._note_refused_connection(peer.uid)
-                return
-        except OSError as error:
-            connection.close()
-            event(_log, logging.WARNING, "connection dropped", error=str(error))
-            return
-        process_mode = self._config.identity.membership == "process"
-        credential, pidfd = read_credential(
-            connection, process_mode=process_mode, accepted_s=accepted_s
-        )
-        arrival = Arrival(connection, self._without_idle_groups(credential), pidfd)
-        if starting is not None:
-            self._crew.hand_over(arrival, starting, arrival.credential)
-        elif not self._dispatch(arrival):
-            number = self._ledger.add(peer.uid, _NO_WORKER)
-            self._waiting.append((time.monotonic() + _WAIT_FOR_WORKER_S, number, arrival))
-            self._loop.after(_WAIT_FOR_WORKER_S, self._give_up_waiting)
-
-    def _has_room(self, connection: socket.socket, peer: Ucred) -> bool:
-        """Return whether a connection may be taken.
-
-        A part of the room is kept for callers who, by what the kernel captured, may be allowed
-        something. That decides about room, and about nothing else.
-        """
-        if self._ledger.has_room(peer.uid, insider=True) and (
-            peer.uid in self._policy_uids
-            or peer.gid in self._policy_gids
-            or not self._policy_gids.isdisjoint(self._kernel.read_groups(connection))
-        ):
-            return True
-        return self._ledger.has_room(peer.uid, insider=False)
-
-    def _dispatch(self, arrival: Arrival) -> bool:
-        ready = self._crew.ready()
-        if not ready:
-            return False
-        index = self._ledger.least_loaded([member.index for member in ready])
-        member = next(member for member in ready if member.index == index)
-        self._crew.hand_over(arrival, member, arrival.credential)
-        return True
-
-    def _give_up_waiting(self) -> None:
-        now_s = time.monotonic()
-        while self._waiting and self._waiting[0][0] <= now_s:
-            _until_s, number, arrival = self._waiting.popleft()
-            self._ledger.remove(number)
-            arrival.close()
-
-    def _without_idle_groups(self, credential: PeerCredential) -> PeerCredential:
-        """Leave out groups that no policy names: thousands of them would not fit a packet."""
-        if credential.groups is None:
-            return credential
-        groups = tuple(gid for gid in credential.groups if gid in self._policy_gids)
-        return dataclasses.replace(credential, groups=groups)
-
-    def _note_refused_connection(self, uid: int) -> None:
-        if not self._refused_connections:
-            self._loop.after(_REPORT_EVERY_S, self._write_refused_connections)
-            event(
-                _log,
-                logging.WARNING,
-                "connection refused: too many are open",
-                uid=uid,
-                open=self._ledger.count(),
-                max_connections=self._ledger.max_connections,
-                max_connections_per_uid=self._ledger.max_connections_per_uid,
-            )
-        self._refused_connections += 1
-
-    def _write_refused_connections(self) -> None:
-        event(_log, logging.WARNING, "connections refused", count=self._refused_connections)
-        self._refused_connections = 0
-
     # -- workers ----------------------------------------------------------------------------
 
-    def _work(self, channel: Channel) -> int:
-        """Run a worker; in its process."""
+    def _close_in_child(self) -> None:
+        """Let go of everything that is the supervisor's, in a process that is to live on."""
         signal.set_wakeup_fd(-1)
         if self._wakeups is not None:
             for end in self._wakeups:
                 end.close()
-        self._listener.close_in_child()
-        for _until_s, _number, arrival in self._waiting:
-            arrival.close()
-        return run_worker(self._settings, channel)
+        self._loop.close()
+        self._crew.close_in_child()
+        self._keeper.close_in_child()
+        self._reception.close_in_child()
 
-    def _dispatch_waiting(self) -> None:
-        while self._waiting and self._crew.ready():
-            _until_s, number, arrival = self._waiting.popleft()
-            self._ledger.remove(number)
-            self._dispatch(arrival)
+    def _fork_worker(self) -> None:
+        """Start a worker, and introduce it to the recorder.
+
+        Raises:
+            OSError: The host has no room for it; nothing is left behind.
+        """
+        recorders, workers = _make_recorder_pair()
+
+        def work(channel: Channel) -> int:
+            self._close_in_child()
+            recorders.close()
+            return run_worker(self._settings, channel, workers)
+
+        try:
+            member = self._crew.fork(work)
+        except OSError:
+            recorders.close()
+            raise
+        finally:
+            workers.close()
+        self._keeper.introduce(member.pid, recorders)
+
+    def _fork_wanted(self) -> None:
+        while self._workers_wanted and self._keeper.ready and not self._draining:
+            self._fork_worker()
+            self._workers_wanted -= 1
+
+    def _on_room(self) -> None:
+        self._reception.dispatch_waiting()
 
     def _on_ready(self, _member: Member) -> None:
-        self._dispatch_waiting()
+        self._reception.dispatch_waiting()
         if not self._announced and len(self._crew.ready()) == self._config.sidecar.workers:
             self._announced = True
+            # Accepted once: a worker that is started later takes no store that is put back later.
+            self._settings = dataclasses.replace(self._settings, accept_rollback=False)
             event(_log, logging.INFO, "serving", socket=self._listener.path)
             notify.sd_notify("READY=1")
 
     def _on_worker_ended(self, member: Member, code: int) -> None:
+        if code != 0 or not self._draining:
+            facts = {"event": "worker.ended", "outcome": "failed", "worker": member.pid}
+            self._keeper.note({**facts, "details": {"code": code}})
         if self._draining:
             return
         if not self._announced and not member.ready:
@@ -304,13 +265,47 @@ class Supervisor:
         self._restart_pause_s = min(self._restart_pause_s * 2, _MAX_RESTART_PAUSE_S)
 
     def _replace(self) -> None:
-        if self._draining:
-            return
+        self._workers_wanted += 1
+        self._fork_replacements()
+
+    def _fork_replacements(self) -> None:
         try:
-            self._crew.fork()
+            self._fork_wanted()
         except OSError as error:  # the healthy workers must not suffer for it
             event(_log, logging.ERROR, "can't start a worker", error=str(error))
-            self._replace_later()
+            self._loop.after(self._restart_pause_s, self._fork_replacements)
+
+    # -- the recorder -----------------------------------------------------------------------
+
+    def _record(self, control: Channel) -> int:
+        """Run the recorder; in its process."""
+        self._close_in_child()
+        settings = self._settings
+        return run_recorder(
+            RecorderSettings(self._config, settings.uid, settings.gid, settings.groups), control
+        )
+
+    def _on_recorder_ready(self) -> None:
+        try:
+            for member in self._crew:  # those of a recorder before this one
+                recorders, workers = _make_recorder_pair()
+                self._crew.attach_recorder(member, workers)
+                self._keeper.introduce(member.pid, recorders)
+        except OSError as error:
+            event(_log, logging.ERROR, "can't introduce the recorder", error=str(error))
+            self._loop.after(_RESTART_PAUSE_S, self._on_recorder_ready)
+        self._fork_replacements()
+
+    def _on_recorder_ended(self, code: int) -> None:
+        stopped = self._draining and not self._crew
+        if stopped and code == 0:
+            return
+        event(_log, logging.ERROR, "the recorder ended", code=code, last_words=stopped)
+        if stopped or not self._announced:
+            self._exit_code = self._exit_code or (code if code > 0 else _EX_SOFTWARE)
+            self._drain("the recorder could not go on")
+        else:
+            self._keeper.start_later()
 
     # -- the end ----------------------------------------------------------------------------
 
@@ -320,10 +315,7 @@ class Supervisor:
         self._draining = True
         event(_log, logging.INFO, "stopping", why=why)
         notify.sd_notify("STOPPING=1")
-        self._loop.unwatch(self._listener.fileno())
-        self._listener.close()
-        while self._waiting:
-            self._waiting.popleft()[2].close()
+        self._reception.close()
         grace_s = self._config.sidecar.drain_timeout_s
         self._crew.drain(grace_s)
         self._loop.after(grace_s + _KILL_AFTER_S, self._kill_stragglers)
@@ -331,6 +323,11 @@ class Supervisor:
     def _kill_stragglers(self) -> None:
         for member in self._crew:
             self._crew.kill(member, "it does not end")
+
+
+def _make_recorder_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the recorder's end and a worker's."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def _ignore(_number: int, _frame: object) -> None:
