@@ -167,6 +167,9 @@ url = "sqlite:///{self.home}/state/keyside.db"
 provider = "file"
 path = "{self.home}/state/root.key"
 
+[audit]
+path = "{self.home}/state/audit.jsonl"
+
 {operators}
 
 [keys.mail-credentials]

@@ -5,19 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keyside.names import KeyName
+from keyside_sidecar.audit.sender import AuditSender
 from keyside_sidecar.clock import SystemClock
 from keyside_sidecar.custody import open_custodian
+from keyside_sidecar.elevation.host import describe_host
+from keyside_sidecar.elevation.office import AccessOffice
+from keyside_sidecar.elevation.rollback import check_store_age
+from keyside_sidecar.elevation.standing import Standing
+from keyside_sidecar.elevation.sweep import Sweep
 from keyside_sidecar.keys import Keyring, KeyRules, RolloverPolicy
 from keyside_sidecar.peer.accounts import NameService
 from keyside_sidecar.peer.identity import Identifier
 from keyside_sidecar.peer.membership import Membership
 from keyside_sidecar.peer.relay import Relay, make_buffer
 from keyside_sidecar.peer.tickets import TicketRegistry
+from keyside_sidecar.rpc.access import AccessServicer
 from keyside_sidecar.rpc.arrivals import Arrivals
+from keyside_sidecar.rpc.audit import AuditServicer
 from keyside_sidecar.rpc.calls import Limits
 from keyside_sidecar.rpc.encryption import EncryptionServicer
+from keyside_sidecar.rpc.granted import GrantedCalls
 from keyside_sidecar.rpc.guard import Guard
 from keyside_sidecar.rpc.health import HealthServicer
+from keyside_sidecar.rpc.journal import Journal
 from keyside_sidecar.rpc.keys import KeyServicer
 from keyside_sidecar.rpc.refusals import RefusalLog
 from keyside_sidecar.rpc.server import InnerServers
@@ -26,10 +36,11 @@ from keyside_sidecar.store import Store
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from keyside_sidecar.config import KeySettings
+    from keyside_sidecar.pam.authenticator import Authenticator
     from keyside_sidecar.peer.connection import Connection
     from keyside_sidecar.serving import ServingBoard
     from keyside_sidecar.worker import WorkerSettings
@@ -42,17 +53,26 @@ class Parts:
         settings: What the worker was given.
         board: Where problems are gathered.
         directory: For the inner sockets.
+        authenticator: Asks PAM; None without ``[elevation]``.
     """
 
-    def __init__(self, settings: WorkerSettings, board: ServingBoard, directory: Path) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        board: ServingBoard,
+        directory: Path,
+        authenticator: Authenticator | None,
+    ) -> None:
         config, policy = settings.config, settings.policy
         clock = SystemClock()
         custodian = open_custodian(config.root_key)
+        self.audit = AuditSender(config.audit, clock)
         self.keyring = Keyring(
             Store.open(config.store.url, custodian),
             [KeyName(name) for name in config.keys],
             clock=clock,
             rules={KeyName(name): _read_rules(key) for name, key in config.keys.items()},
+            tell=self._tell,
         )
         self.membership = (
             Membership(
@@ -68,8 +88,26 @@ class Parts:
         )
         self.identifier = Identifier(config.identity, self.membership)
         self.registry = TicketRegistry()
-        self.refusals = RefusalLog(clock)
+        self.refusals = RefusalLog(clock, self.audit, self.identifier)
+        self.journal = Journal(self.audit, self.identifier, self.keyring.read_generation)
         self.arrivals = Arrivals()
+        host = describe_host()
+        standing = Standing(self.identifier, authenticator, clock, config.identity.membership_ttl_s)
+        self.office = AccessOffice(
+            policy=policy,
+            keyring=self.keyring,
+            standing=standing,
+            audit=self.audit,
+            clock=clock,
+            host=host,
+        )
+        self.sweep = Sweep(
+            office=self.office,
+            policy=policy,
+            keyring=self.keyring,
+            standing=standing,
+            host=host,
+        )
         share = config.sidecar.workers
         guard = Guard(
             registry=self.registry,
@@ -81,6 +119,8 @@ class Parts:
             ),
             refusals=self.refusals,
             arrivals=self.arrivals,
+            journal=self.journal,
+            granted=GrantedCalls(self.office, self.journal, self.identifier),
         )
         self.servers = InnerServers(
             config,
@@ -88,10 +128,20 @@ class Parts:
             guard=guard,
             encryption=EncryptionServicer(config, self.keyring, clock),
             keys=KeyServicer(config, policy, self.keyring, clock),
+            access=AccessServicer(self.office, policy, self.identifier),
+            audit=AuditServicer(config.audit.path, policy),
             status=StatusServicer(board, self.identifier, policy, self.keyring),
             health=HealthServicer(board),
         )
         self._buffer = make_buffer()
+
+    async def check_store_age(self, *, accept: bool) -> None:
+        """Refuse a store that is older than its audit log; see elevation/rollback.py."""
+        await check_store_age(self.keyring, self.audit, self.office, accept=accept)
+
+    def _tell(self, event: str, facts: Mapping[str, object]) -> None:
+        """Have the audit log know what the sidecar does, or finds, by itself."""
+        self.audit.note({"event": event, **facts})
 
     def make_relay(
         self,

@@ -4,6 +4,8 @@ SidecarError
 ├── ConfigError               the configuration file is wrong; holds every problem found
 ├── StartupError              the sidecar or a command can't start; says why and what to do
 ├── Refused                   access control says no; holds a Reason (access/reasons.py)
+├── AccessRefused             a request for access, or a grant, does not allow what is asked
+├── AccessFactsMissing        it can't be decided yet: the groups of some accounts are wanted
 ├── RequestError
 │   ├── BadRequest            a field of a request is wrong; holds field and description
 │   ├── UnknownVersion        no such version of the key; becomes the uniform envelope error
@@ -11,11 +13,15 @@ SidecarError
 │   ├── RotationConflict      the current version is no longer the expected one
 │   ├── NoSuchVersion         an operator named a version that the key does not have
 │   ├── VersionInUse          an operator would take away the version that encrypts
-│   └── WrongState            the version's state does not allow what an operator asks
+│   ├── WrongState            the version's state does not allow what an operator asks
+│   └── AuthenticationFailed  a person did not prove who they are; says what stood in the way
 ├── StoreError
 │   ├── StoreUnavailable      the database can't be reached or is locked for too long
+│   │   └── StoreContended    another process changed the store at the same time
 │   ├── StoreTampered         a row's MAC or the store's digest does not fit (I6)
 │   └── StoreSchemaError      the schema is older or newer than this program
+├── AuditUnavailable          it can't be recorded, so it isn't done or isn't answered (I8)
+├── CheckpointNotFound        the audit log has no checkpoint yet
 └── CustodyError              the root key is missing, unsafe, or does not unwrap
     └── CustodianUnavailable  the custodian can't be reached
 
@@ -25,12 +31,15 @@ Leaves carry data (key, version), never secrets. ``rpc/status.py`` alone knows t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from keyside_sidecar.access.reasons import Reason
+    from keyside_sidecar.access.requests import AccessRequest
+
+RefusalKind = Literal["permission", "precondition", "not_found", "invalid"]
 
 
 class SidecarError(Exception):
@@ -77,6 +86,43 @@ class Refused(SidecarError):
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.name)
         self.reason = reason
+
+
+class AccessRefused(SidecarError):
+    """A request for access, or the grant that came of it, does not allow what is asked.
+
+    Args:
+        reason: A constant, such as ``"ACCESS_OWN_REQUEST"``.
+        text: What whoever asked is told.
+        remedy: What to do about it.
+        kind: What sort of refusal it is.
+        after: The request as looking at it has left it, where that changed it: its time was over,
+            say. The store holds that, although what was asked is refused.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        text: str,
+        remedy: str,
+        kind: RefusalKind = "precondition",
+        *,
+        after: AccessRequest | None = None,
+    ) -> None:
+        super().__init__(f"{reason}: {text}")
+        self.reason = reason
+        self.text = text
+        self.remedy = remedy
+        self.kind: RefusalKind = kind
+        self.after = after
+
+
+class AccessFactsMissing(SidecarError):
+    """The request has changed: look at it again, with the groups of these accounts, too."""
+
+    def __init__(self, uids: Iterable[int]) -> None:
+        super().__init__("the request changed meanwhile")
+        self.uids = frozenset(uids)
 
 
 class RequestError(SidecarError):
@@ -165,12 +211,48 @@ class WrongState(RequestError):
         self.remedy = remedy
 
 
+class AuthenticationFailed(RequestError):
+    """A person's password was not accepted, or their account is not in good standing.
+
+    Args:
+        outcome: ``"denied"``, ``"locked"``, ``"expired"``, ``"password_expired"``,
+            ``"unknown_account"``, ``"limited"`` (too many failures), ``"busy"`` or
+            ``"unavailable"`` (PAM hangs, crashes or may not do its work).
+        retry_s: With ``"limited"`` and ``"busy"``, in how many seconds it may be tried again.
+    """
+
+    def __init__(self, outcome: str, retry_s: float = 0.0) -> None:
+        text, self.remedy = _AUTHENTICATION_TEXTS[outcome]
+        super().__init__(text)
+        self.outcome = outcome
+        self.retry_s = retry_s
+
+
+_AUTHENTICATION_TEXTS: Final = {
+    "denied": ("the password is not accepted", "try again with your account's password"),
+    "locked": ("your account is locked", "ask the host's administrator"),
+    "expired": ("your account has expired", "ask the host's administrator"),
+    "password_expired": ("your password has expired", "change it with passwd, then try again"),
+    "unknown_account": ("your uid has no account on this host", "ask the host's administrator"),
+    "limited": ("too many failures: authentication is refused for a while", "wait, then try again"),
+    "busy": ("too many authentications are under way", "wait a moment, then try again"),
+    "unavailable": (
+        "authentication does not work now",
+        "ask the host's administrator: the sidecar's log says why",
+    ),
+}
+
+
 class StoreError(SidecarError):
     """Something about the store."""
 
 
 class StoreUnavailable(StoreError):
     """The store can't be reached now; what is in memory goes on being served."""
+
+
+class StoreContended(StoreUnavailable):
+    """Another process changed the store at the same time; nothing was changed."""
 
 
 class StoreTampered(StoreError):
@@ -183,6 +265,27 @@ class StoreTampered(StoreError):
 
 class StoreSchemaError(StoreError):
     """The store's schema is not the one that this program knows."""
+
+
+class AuditUnavailable(SidecarError):
+    """The audit log does not take records now (I8).
+
+    Args:
+        done: What was asked took effect all the same; only its answer is withheld.
+    """
+
+    def __init__(self, *, done: bool = False) -> None:
+        super().__init__(
+            "the audit log can't be written to now: what you asked for may have been done all the "
+            "same, and is not answered"
+            if done
+            else "the audit log can't be written to now, and nothing is done unrecorded"
+        )
+        self.done = done
+
+
+class CheckpointNotFound(SidecarError):
+    """The audit log has no checkpoint yet."""
 
 
 class CustodyError(SidecarError):

@@ -4,8 +4,10 @@
 
 STARTING and DRAINING are NOT_SERVING for everything. While RUNNING (I12), ``""`` and
 EncryptionService serve as long as every key's current version is in memory, store or no store: a
-liveness probe must not kill a sidecar that serves from memory. KeyService needs the store.
-StatusService always answers. A store that was tampered with turns ``""`` red, and KeyService (I6);
+liveness probe must not kill a sidecar that serves from memory. KeyService and AccessService need
+the store, and an audit log that can be written (I8); EncryptionService needs the log as far as
+``[audit] on_failure`` says. StatusService and AuditService always answer. A store that was tampered
+with turns ``""`` red, and KeyService and AccessService (I6), and a log that fails turns ``""`` red;
 EncryptionService goes on with what was authentic when it was read.
 """
 
@@ -40,7 +42,7 @@ class Problem:
         remedy: What to do about it.
         since: When it was first seen.
         blocks_encryption: It keeps some EncryptionService call from being served.
-        blocks_keys: It keeps KeyService from being served.
+        blocks_keys: It keeps KeyService and AccessService from being served.
         summary_for_strangers: What callers who are allowed nothing are told in its place; nothing
             unless given.
         is_alarm: It turns health red for the sidecar as a whole, whatever is still served (I6).
@@ -95,7 +97,7 @@ class ServingBoard:
         return self.serves_encryption() and not any(problem.is_alarm for problem in self.problems())
 
     def serves_keys(self) -> bool:
-        """Return whether KeyService is served."""
+        """Return whether KeyService and AccessService are served."""
         return self.phase is Phase.RUNNING and not any(
             problem.blocks_keys for problem in self.problems()
         )

@@ -20,10 +20,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from keyside.names import KeyName
 from keyside_sidecar import hardening
 from keyside_sidecar.clock import SystemClock
 from keyside_sidecar.errors import (
+    AuditUnavailable,
     CustodianUnavailable,
     SidecarError,
     StartupError,
@@ -31,20 +31,24 @@ from keyside_sidecar.errors import (
 )
 from keyside_sidecar.handover import HandoverError
 from keyside_sidecar.log import event
+from keyside_sidecar.pam.authenticator import Authenticator
 from keyside_sidecar.peer.connection import Connection
 from keyside_sidecar.peer.credential import PeerCredential
 from keyside_sidecar.peer.private_directory import PrivateDirectory
-from keyside_sidecar.serving import Phase, Problem, ServingBoard
+from keyside_sidecar.problems import (
+    describe_weaknesses,
+    list_audit_problems,
+    list_keyring_problems,
+    list_membership_problems,
+)
+from keyside_sidecar.serving import Phase, ServingBoard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from keyside_sidecar.access.policy import Policy
     from keyside_sidecar.config import Config
     from keyside_sidecar.handover import Channel, Packet
-    from keyside_sidecar.keys import Keyring
-    from keyside_sidecar.peer.membership import Membership
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +70,7 @@ class WorkerSettings:
         gid: That account's group.
         groups: That account's supplementary groups.
         public_path: The public socket's path, for the start-up self-call.
+        accept_rollback: Whether to take a store that is older than its audit log.
     """
 
     config: Config
@@ -74,10 +79,16 @@ class WorkerSettings:
     gid: int | None
     groups: tuple[int, ...]
     public_path: str
+    accept_rollback: bool = False
 
 
-def run_worker(settings: WorkerSettings, channel: Channel) -> int:
+def run_worker(settings: WorkerSettings, channel: Channel, audit: socket.socket) -> int:
     """Run a worker to its end, in a process of its own.
+
+    Args:
+        settings: What it is to do.
+        channel: The supervisor has the other end.
+        audit: The recorder has the other end.
 
     Returns:
         The process's exit code: 0 after draining.
@@ -100,7 +111,7 @@ def run_worker(settings: WorkerSettings, channel: Channel) -> int:
         hardening.set_death_signal(supervisor_pid, signal.SIGKILL)
         memory = hardening.lock_memory()
         directory = PrivateDirectory.make(settings.public_path)
-        worker = Worker(settings, channel, assembly.Parts, directory.path)
+        worker = Worker(settings, channel, audit, assembly.Parts, directory.path)
         if not memory.locked:
             worker.board.add_standing(
                 "MEMORY_NOT_LOCKED",
@@ -118,7 +129,7 @@ def run_worker(settings: WorkerSettings, channel: Channel) -> int:
     except SidecarError as error:
         remedy = getattr(error, "remedy", "")
         event(_log, logging.ERROR, "worker can't start", error=str(error), what_to_do=remedy)
-        is_away = isinstance(error, (StoreUnavailable, CustodianUnavailable))
+        is_away = isinstance(error, (AuditUnavailable, StoreUnavailable, CustodianUnavailable))
         return _EX_UNAVAILABLE if is_away else _EX_CONFIG
     except Exception:  # noqa: BLE001  (the supervisor decides what follows)
         _log.exception("worker failed")
@@ -129,32 +140,51 @@ class Worker:
     """Takes connections from the supervisor and relays them to its inner servers."""
 
     def __init__(
-        self, settings: WorkerSettings, channel: Channel, parts: Any, directory: Path
+        self,
+        settings: WorkerSettings,
+        channel: Channel,
+        audit: socket.socket,
+        parts: Any,
+        directory: Path,
     ) -> None:
         self.board = ServingBoard(SystemClock())
         self._settings = settings
         self._channel = channel
+        self._audit = audit
+        elevation = settings.config.elevation
+        self._authenticator = (
+            Authenticator(self._send, timeout_s=elevation.pam_timeout_s)
+            if elevation is not None
+            else None
+        )
         self._parts_type = parts
         self._directory = directory
-        self._outbox: deque[dict[str, Any]] = deque()
+        self._outbox: deque[tuple[dict[str, Any], socket.socket | None]] = deque()
         self._drain_after_s: asyncio.Future[float]
 
     async def run(self) -> int:
         """Serve until drained or orphaned; return the exit code."""
         loop = asyncio.get_running_loop()
         self._drain_after_s = loop.create_future()
-        self._parts = parts = self._parts_type(self._settings, self.board, self._directory)
+        self._parts = parts = self._parts_type(
+            self._settings, self.board, self._directory, self._authenticator
+        )
+        parts.audit.attach(self._audit)
         self._admissions: set[asyncio.Task[None]] = set()
         config = self._settings.config
-        _describe_weaknesses(self.board, config)
-        self.board.add_source(lambda: _keyring_problems(parts.keyring, config, self.board))
+        describe_weaknesses(self.board, config)
+        self.board.add_source(lambda: list_keyring_problems(parts.keyring, config, self.board))
+        self.board.add_source(lambda: list_audit_problems(parts.audit))
         if parts.membership is not None:
             membership = parts.membership
-            self.board.add_source(lambda: _membership_problems(membership))
+            self.board.add_source(lambda: list_membership_problems(membership))
+        await parts.check_store_age(accept=self._settings.accept_rollback)
         await parts.keyring.start()
         chores = [
             loop.create_task(self._send_pulse()),
+            loop.create_task(self._report_generation()),
             loop.create_task(parts.arrivals.run()),
+            loop.create_task(parts.sweep.run()),
         ]
         try:
             await parts.servers.start()
@@ -180,12 +210,21 @@ class Worker:
             for connection in parts.registry.connections():
                 connection.close()
             parts.refusals.flush()
+            await parts.journal.settle()
             await parts.keyring.stop()
+            await parts.audit.close()  # last: it has what all the others had to say
         return 0
 
     async def _send_pulse(self) -> None:
         while True:
             self._send({"alive": True})
+            await asyncio.sleep(_PULSE_S)
+
+    async def _report_generation(self) -> None:
+        """Have the audit log know how far the store has come."""
+        while True:
+            store_id, generation = self._parts.keyring.read_generation()
+            self._parts.audit.report_generation(bytes.fromhex(store_id), generation)
             await asyncio.sleep(_PULSE_S)
 
     def _on_packet(self) -> None:
@@ -205,6 +244,8 @@ class Worker:
             self._begin_drain(0.0)
         elif "connection" in packet.fields:
             self._accept(packet)
+        elif "audit" in packet.fields:
+            self._parts.audit.attach(socket.socket(fileno=packet.descriptors[0]))
         elif "drain" in packet.fields:
             self._begin_drain(float(packet.fields["drain"]))
 
@@ -237,23 +278,26 @@ class Worker:
     def _on_closed(self, connection: Connection) -> None:
         self._send({"closed": connection.number})
 
-    def _send(self, fields: dict[str, Any]) -> None:
-        self._outbox.append(fields)
+    def _send(self, fields: dict[str, Any], end: socket.socket | None = None) -> None:
+        """Send a packet to the supervisor, and a descriptor along, which is closed afterwards."""
+        self._outbox.append((fields, end))
         if len(self._outbox) == 1:
             self._flush()
 
     def _flush(self) -> None:
         loop = asyncio.get_running_loop()
         while self._outbox:
+            fields, end = self._outbox[0]
             try:
-                self._channel.send(self._outbox[0])
+                self._channel.send(fields, () if end is None else (end.fileno(),))
             except BlockingIOError:
                 loop.add_writer(self._channel.fileno(), self._flush)
                 return
             except OSError:
-                self._outbox.clear()  # the supervisor is gone; _on_packet sees it too
-                break
+                pass  # the supervisor is gone; _on_packet sees it too
             self._outbox.popleft()
+            if end is not None:
+                end.close()
         loop.remove_writer(self._channel.fileno())
 
     async def _prove_mapping(self) -> None:
@@ -287,63 +331,3 @@ class Worker:
                 remedy="report this with the versions of grpcio and the kernel",
                 exit_code=70,
             )
-
-
-def _describe_weaknesses(board: ServingBoard, config: Config) -> None:
-    if config.identity.person_logins == "off":
-        board.add_standing(
-            "PERSON_LOGINS_OFF",
-            "people's own processes are served like services",
-            'set identity.person_logins = "refuse" outside a developer\'s machine',
-        )
-    from keyside_sidecar.peer.pidfd import kernel_gives_peer_pidfd
-
-    if not kernel_gives_peer_pidfd():
-        board.add_standing(
-            "PEER_PIDFD_FALLBACK",
-            "this kernel has no SO_PEERPIDFD; callers' processes are found by number",
-            "use Linux 6.5 or newer",
-        )
-
-
-def _keyring_problems(keyring: Keyring, config: Config, board: ServingBoard) -> Iterable[Problem]:
-    missing = [name for name in config.keys if keyring.current_number(KeyName(name)) is None]
-    problem = keyring.store_problem
-    if problem is not None:
-        yield Problem(
-            problem.reason,
-            problem.summary,
-            "see the sidecar's log; encryption goes on from memory meanwhile",
-            problem.since,
-            blocks_keys=True,
-            is_alarm=problem.reason == "STORE_TAMPERED",
-            summary_for_strangers="the key store can't be used or trusted",
-        )
-    for notice in keyring.problems():
-        yield Problem(
-            notice.reason,
-            notice.summary,
-            notice.remedy,
-            notice.since,
-            summary_for_strangers=notice.strangers,
-        )
-    if missing:
-        yield Problem(
-            "KEYS_NOT_READY",
-            f"{len(missing)} of {len(config.keys)} keys have no current version in memory",
-            "see the sidecar's log for the store or the root key",
-            problem.since if problem is not None else board.started_at,
-            blocks_encryption=True,
-            summary_for_strangers="not every key is in memory",
-        )
-
-
-def _membership_problems(membership: Membership) -> Iterable[Problem]:
-    since = membership.outage_since
-    if since is not None:
-        yield Problem(
-            "NAME_SERVICE_UNAVAILABLE",
-            "the name service that knows accounts' groups is away",
-            "restore it; accounts looked up lately are served until membership_stale_max",
-            since,
-        )

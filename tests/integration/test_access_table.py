@@ -32,7 +32,7 @@ from support.sidecar import (
     running_sidecar,
 )
 
-from keyside.v1 import encryption_pb2, keys_pb2, status_pb2
+from keyside.v1 import access_pb2, audit_pb2, encryption_pb2, keys_pb2, status_pb2
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.rpc.methods import METHODS
 
@@ -62,15 +62,28 @@ DISABLE = "/keyside.v1.KeyService/DisableVersion"
 ENABLE = "/keyside.v1.KeyService/EnableVersion"
 DESTROY = "/keyside.v1.KeyService/DestroyVersion"
 CANCEL_DESTROY = "/keyside.v1.KeyService/CancelDestroyVersion"
+REQUEST = "/keyside.v1.AccessService/RequestAccess"
+LIST_ACCESS = "/keyside.v1.AccessService/ListAccess"
+GET_ACCESS = "/keyside.v1.AccessService/GetAccess"
+APPROVE = "/keyside.v1.AccessService/ApproveAccess"
+DENY = "/keyside.v1.AccessService/DenyAccess"
+CANCEL = "/keyside.v1.AccessService/CancelAccess"
+ACTIVATE = "/keyside.v1.AccessService/ActivateAccess"
+REVOKE = "/keyside.v1.AccessService/RevokeAccess"
+SEARCH = "/keyside.v1.AuditService/SearchRecords"
+CHECKPOINT = "/keyside.v1.AuditService/GetCheckpoint"
 GET_STATUS = "/keyside.v1.StatusService/GetStatus"
 CHECK = "/grpc.health.v1.Health/Check"
 LIST = "/grpc.health.v1.Health/List"
 WATCH = "/grpc.health.v1.Health/Watch"
 REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 NO_SUCH_RPC = "/keyside.v1.KeyService/ExportKey"
+NO_SUCH_REQUEST = "ar-aaaaaaaaaaaa"
 
 COLUMNS = (
     *(LIST_KEYS, GET_KEY, ROTATE_KEY, DISABLE, ENABLE, DESTROY, CANCEL_DESTROY),
+    *(REQUEST, LIST_ACCESS, GET_ACCESS, APPROVE, DENY, CANCEL, ACTIVATE, REVOKE),
+    *(SEARCH, CHECKPOINT),
     *(ENCRYPT, DECRYPT, REWRAP, REENCRYPT, GET_STATUS, CHECK, LIST, WATCH, REFLECT, NO_SUCH_RPC),
 )
 OF_A_KEY = (
@@ -108,6 +121,36 @@ pid-zero          pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0
 login-unreadable  login  login  login  login  login  login  login
 no-account        nobody nobody nobody nobody nobody nobody nobody
 """
+# Without [elevation] nobody asks or decides; test_elevation.py has the table of those who may.
+ACCESS_TABLE = """
+                  Reque. List   Get    Appro. Deny   Cancel Activ. Revoke Search Check.
+----------------- ------ ------ ------ ------ ------ ------ ------ ------ ------ ------
+allowed-service   not-rq no     no     not-ap not-ap not-rq not-rq no     yes    no
+encrypt-only      not-rq no     no     not-ap not-ap not-rq not-rq no     yes    no
+other-service     not-rq no     no     not-ap not-ap not-rq not-rq no     yes    no
+stranger          no     no     no     no     no     no     no     no     no     no
+root              no     no     no     no     no     no     no     no     no     no
+operator          op     yes    unk    not-ap not-ap not-rq op     unk    yes    yes
+operator-service  op     yes    unk    not-ap not-ap not-rq op     unk    yes    yes
+auditor           not-rq yes    unk    not-ap not-ap not-rq not-rq no     yes    yes
+auditor-service   not-rq yes    unk    not-ap not-ap not-rq not-rq no     yes    yes
+person-service    person person person person person person person person person person
+person-operator   op     yes    unk    not-ap not-ap not-rq op     unk    yes    yes
+person-auditor    not-rq yes    unk    not-ap not-ap not-rq not-rq no     yes    yes
+overflow-uid      o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid
+overflow-gid      o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid
+too-many-groups   unread unread unread unread unread unread unread unread unread unread
+ended             ended  ended  ended  ended  ended  ended  ended  ended  ended  ended
+unknown-address   who    who    who    who    who    who    who    who    who    who
+unknown-public    who    who    who    who    who    who    who    who    who    who
+service-inside    not-rq no     no     not-ap not-ap not-rq not-rq no     yes    no
+unmapped-uid      o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid
+unmapped-gid      o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid
+session-id-alone  person person person person person person person person person person
+pid-zero          pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0
+login-unreadable  login  login  login  login  login  login  login  login  login  login
+no-account        nobody nobody nobody nobody nobody nobody nobody nobody nobody nobody
+"""
 ENCRYPTION_TABLE = """
                   Encr.  Decr.  Rewr.  Reenc. Status C.  L.  W.  Refl.  other  told
 ----------------- ------ ------ ------ ------ ------ --- --- --- ------ ------ ------
@@ -143,6 +186,9 @@ OUTCOMES = {
     "no": ("PERMISSION_DENIED", "NOT_ALLOWED"),
     "op": ("PERMISSION_DENIED", "OPERATOR_MAY_NOT_USE_KEYS"),
     "not-op": ("PERMISSION_DENIED", "NOT_AN_OPERATOR"),
+    "not-rq": ("PERMISSION_DENIED", "NOT_A_REQUESTER"),
+    "not-ap": ("PERMISSION_DENIED", "NOT_AN_APPROVER"),
+    "unk": ("NOT_FOUND", "ACCESS_NOT_FOUND"),
     "person": ("PERMISSION_DENIED", "PEER_PERSON_LOGIN"),
     "login": ("PERMISSION_DENIED", "PEER_LOGIN_UNREADABLE"),
     "who": ("UNAUTHENTICATED", "PEER_UNKNOWN"),
@@ -157,6 +203,10 @@ SHOWN_ELSEWHERE = {
     "NAME_SERVICE_UNAVAILABLE": "test_name_service_live.py",
     "TOO_MANY_CALLS": "test_limits.py",
     "PEER_NOT_UNIX": "tests/unit/test_peer_credential.py: no such peer can reach a Unix socket",
+    "LOGIN_OF_ANOTHER": "test_elevation.py",
+    "CREDENTIAL_REFUSED": "test_elevation.py",
+    "GRANT_ENDED": "test_elevation.py",
+    "GRANT_SCOPE": "test_elevation.py",
     "METHOD_UNKNOWN": "tests/unit/test_policy.py: what policy says of an operation without a rule",
 }
 
@@ -167,7 +217,11 @@ def read_rows(table: str) -> dict[str, list[str]]:
 
 
 KEY_ROWS = read_rows(KEY_TABLE)
-ROWS = {name: [*KEY_ROWS[name], *cells] for name, cells in read_rows(ENCRYPTION_TABLE).items()}
+ACCESS_ROWS = read_rows(ACCESS_TABLE)
+ROWS = {
+    name: [*KEY_ROWS[name], *ACCESS_ROWS[name], *cells]
+    for name, cells in read_rows(ENCRYPTION_TABLE).items()
+}
 
 BOTH = ["mail-credentials", "payroll"]
 VISIBLE_KEYS = {
@@ -321,6 +375,16 @@ def requests(envelope: bytes, key: str = "mail-credentials") -> dict[str, Messag
         DESTROY: keys_pb2.DestroyVersionRequest(name=key, number=1),
         CANCEL_DESTROY: keys_pb2.CancelDestroyVersionRequest(name=key, number=1),
         ENABLE: keys_pb2.EnableVersionRequest(name=key, number=1),
+        REQUEST: access_pb2.RequestAccessRequest(key=key, reason="why", password=b"guess"),
+        LIST_ACCESS: access_pb2.ListAccessRequest(),
+        GET_ACCESS: access_pb2.GetAccessRequest(id=NO_SUCH_REQUEST),
+        APPROVE: access_pb2.ApproveAccessRequest(id=NO_SUCH_REQUEST, password=b"guess"),
+        DENY: access_pb2.DenyAccessRequest(id=NO_SUCH_REQUEST, reason="no", password=b"guess"),
+        CANCEL: access_pb2.CancelAccessRequest(id=NO_SUCH_REQUEST),
+        ACTIVATE: access_pb2.ActivateAccessRequest(id=NO_SUCH_REQUEST, password=b"guess"),
+        REVOKE: access_pb2.RevokeAccessRequest(id=NO_SUCH_REQUEST),
+        SEARCH: audit_pb2.SearchRecordsRequest(),
+        CHECKPOINT: audit_pb2.GetCheckpointRequest(),
         GET_STATUS: status_pb2.GetStatusRequest(),
         CHECK: health_pb2.HealthCheckRequest(),
         LIST: b"",
@@ -347,7 +411,7 @@ def test_every_rpc_as_every_class_of_caller(sidecars: Sidecars, envelope: bytes,
     answers = {path: caller.call(path, request) for path, request in requests(envelope).items()}
     assert {path: answer.outcome for path, answer in answers.items()} == expected
     for answer in answers.values():
-        if answer.reason:
+        if answer.reason in Reason.__members__:
             reason = Reason[answer.reason]
             assert (answer.text, answer.remedy, answer.domain) == (*reason.value, "keyside")
             assert answer.data == b""
@@ -419,11 +483,12 @@ def find_problem(caller: Caller, reason: str) -> status_pb2.Problem | None:
 
 
 def test_each_class_of_caller_has_a_row() -> None:
-    assert list(KINDS) == list(ROWS) == list(KEY_ROWS)
+    assert list(KINDS) == list(ROWS) == list(KEY_ROWS) == list(ACCESS_ROWS)
 
 
 def test_each_reason_for_a_refusal_is_shown() -> None:
-    shown = {OUTCOMES[cell][1] for row in ROWS.values() for cell in row[:-1]} - {""}
+    shown = {OUTCOMES[cell][1] for row in ROWS.values() for cell in row[:-1]}
+    shown -= {"", "ACCESS_NOT_FOUND"}  # what a request's state does not allow is no refusal of who
     assert shown | set(SHOWN_ELSEWHERE) == set(Reason.__members__)
     assert not shown & set(SHOWN_ELSEWHERE)
 

@@ -92,7 +92,7 @@ def test_a_store_backed_up_under_load_opens_every_envelope_once_restored(
     assert "Whatever was made or changed since then is gone" in done.stdout
     status = sidecar.store.stat()
     assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (SIDECAR_UID, 0o600)
-    sidecar.start()
+    sidecar.start(arguments=["--accept-rollback"])
     with Remote(sidecar, SERVICE_UID) as service:
         assert service.run(OPEN, envelopes=envelopes) == ["content"] * 3
         with pytest.raises(RemoteError) as caught:
@@ -116,7 +116,7 @@ def test_a_sidecar_that_runs_refuses_a_store_that_was_restored(
         eventually(lambda: service.run(problems), lambda found: "STORE_TAMPERED" in found)
         assert service.run(OPEN, envelopes=[service.run(SEAL)]) == ["content"]
     assert sidecar.stop() == 0
-    sidecar.start()
+    sidecar.start(arguments=["--accept-rollback"])
     assert sidecar.keysided("check").returncode == 0
 
 

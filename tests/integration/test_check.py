@@ -8,12 +8,22 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from support.pam import pam_service
 from support.sidecar import DEFAULT_KEYS, SIDECAR_UID, Sidecar, running_sidecar, sidecar_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.root
+ELEVATION = """
+[elevation]
+pam_service = "{service}"
+requesters = [64207]
+
+[[elevation.levels]]
+group = 64208
+approvals = 1
+"""
 REFUSE = 'membership = "account"\nperson_logins = "refuse"'
 
 
@@ -94,3 +104,28 @@ def test_checking_beside_a_running_sidecar_disturbs_nothing() -> None:
         assert all(path.stat().st_uid == SIDECAR_UID for path in sidecar.store.parent.iterdir()), (
             os.listdir(sidecar.store.parent)
         )
+
+
+@pytest.mark.parametrize(
+    ("has_service", "as_account", "grade", "words"),
+    [
+        (True, False, "ok", "people are authenticated by PAM as service"),
+        (False, False, "warning", "PAM has no service"),
+        (True, True, "warning", "the shadow file can't be read"),
+    ],
+    ids=["root", "no service", "unprivileged"],
+)
+def test_what_people_are_authenticated_with_is_looked_at(
+    sidecar: Sidecar, grade: str, words: str, *, has_service: bool, as_account: bool
+) -> None:
+    """It keeps nothing from being served, but without it nobody gets access."""
+    with pam_service() as service:
+        name = service if has_service else "ks-test-no-such-service"
+        sidecar.config = DEFAULT_KEYS + ELEVATION.format(service=name)
+        sidecar.write_config()
+        if as_account:
+            ids = (f"--reuid={SIDECAR_UID}", f"--regid={SIDECAR_UID}", "--clear-groups")
+            sidecar.launcher = ("setpriv", *ids)
+        found = findings(sidecar, 0)["elevation"]
+    assert found[0] == grade
+    assert words in found[1]

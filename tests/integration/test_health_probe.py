@@ -19,6 +19,8 @@ SERVICES = (
     "",
     "keyside.v1.EncryptionService",
     "keyside.v1.KeyService",
+    "keyside.v1.AccessService",
+    "keyside.v1.AuditService",
     "keyside.v1.StatusService",
 )
 # Everybody's probe: nothing in it is Keyside's.
@@ -128,6 +130,8 @@ def test_reflection_lists_the_services_where_it_is_configured() -> None:
             assert listed == [
                 "grpc.health.v1.Health",
                 "grpc.reflection.v1alpha.ServerReflection",
+                "keyside.v1.AccessService",
+                "keyside.v1.AuditService",
                 "keyside.v1.EncryptionService",
                 "keyside.v1.KeyService",
                 "keyside.v1.StatusService",

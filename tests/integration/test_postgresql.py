@@ -150,11 +150,14 @@ def test_a_second_init_changes_nothing(sidecar: OnServer, database: Database) ->
     before = database.run("SELECT * FROM store_meta")
     assert sidecar.keysided("init").returncode == 73
     kept = sidecar.root_key.rename(sidecar.root_key.with_name("kept"))
+    log = {path: path.rename(f"{path}.kept") for path in sidecar.audit_log.parent.iterdir()}
     done = sidecar.keysided("init")
     assert done.returncode == 73
     assert "already; nothing was changed" in done.stderr
     assert not sidecar.root_key.exists()
     kept.rename(sidecar.root_key)
+    for path, aside in log.items():
+        aside.rename(path)
     assert database.run("SELECT * FROM store_meta") == before
     assert findings(sidecar, 0)["store"][0] == "ok"
 

@@ -75,9 +75,15 @@ SERVING = {
     "": "SERVING",
     "keyside.v1.EncryptionService": "SERVING",
     "keyside.v1.KeyService": "SERVING",
+    "keyside.v1.AccessService": "SERVING",
+    "keyside.v1.AuditService": "SERVING",
     "keyside.v1.StatusService": "SERVING",
 }
-WITHOUT_KEYS = {**SERVING, "keyside.v1.KeyService": "NOT_SERVING"}
+WITHOUT_KEYS = {
+    **SERVING,
+    "keyside.v1.KeyService": "NOT_SERVING",
+    "keyside.v1.AccessService": "NOT_SERVING",
+}
 ALARM = {**WITHOUT_KEYS, "": "NOT_SERVING"}
 STRANGE = bytes(range(16))
 DECRYPT = "answer = client.decrypt(bytes.fromhex(envelope))"

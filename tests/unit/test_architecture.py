@@ -66,6 +66,8 @@ def test_only_rpc_knows_grpc_and_the_protos() -> None:
     [
         ("access", {"rpc", "keys", "store", "custody", "supervisor", "worker"}),
         ("peer", {"rpc", "keys", "store", "custody", "supervisor", "worker"}),
+        ("pam", {"rpc", "keys", "store", "custody", "audit", "supervisor", "worker"}),
+        ("audit", {"rpc", "peer", "access", "keys", "store", "custody", "supervisor", "worker"}),
         ("keys", {"rpc", "peer", "access.policy", "supervisor", "worker"}),
         ("store", {"rpc", "peer", "access.policy", "keys", "supervisor", "worker"}),
         ("custody", {"rpc", "peer", "access.policy", "keys", "store", "supervisor", "worker"}),
@@ -78,9 +80,15 @@ def test_dependencies_point_one_way(package: str, forbidden: set[str]) -> None:
 
 
 def test_pure_modules_do_no_io_and_read_no_clock() -> None:
-    """Policy, admission and the envelope are functions of what they are given."""
+    """Policy, admission, the envelope and the chain are functions of what they are given."""
     pure = modules(
-        CLIENT / "envelope", SIDECAR / "access", SIDECAR / "admission.py", SIDECAR / "serving.py"
+        CLIENT / "audit",
+        CLIENT / "envelope",
+        SIDECAR / "access",
+        SIDECAR / "admission.py",
+        SIDECAR / "serving.py",
+        SIDECAR / "pam" / "errand.py",
+        SIDECAR / "pam" / "limits.py",
     )
     assert offenders(pure, IMPURE) == []
 
@@ -103,6 +111,7 @@ def test_nothing_imports_through_the_repositorys_folders() -> None:
         ("import keyside", {"grpc", "google.protobuf", "cryptography", "click"}),
         ("import keyside.envelope", {"grpc", "google.protobuf", "click"}),
         ("import keyside_sidecar.supervisor", {"grpc", "google.protobuf", "alembic"}),
+        ("import keyside_sidecar.audit.recording", {"grpc", "google.protobuf", "sqlalchemy"}),
         ("import keyside_sidecar.commands.serve", {"grpc", "google.protobuf", "alembic"}),
         ("import keyside_sidecar.assembly", {"alembic"}),
     ],

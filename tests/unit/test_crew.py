@@ -12,8 +12,10 @@ import pytest
 
 from keyside_sidecar import crew as crew_module
 from keyside_sidecar.admission import Ledger
+from keyside_sidecar.children import Children
 from keyside_sidecar.crew import Arrival, Crew, Member
 from keyside_sidecar.loop import Loop
+from keyside_sidecar.pam.errand import Errand
 from keyside_sidecar.peer.credential import PeerCredential
 
 if TYPE_CHECKING:
@@ -27,17 +29,35 @@ class Watched:
 
     def __init__(self, work: Callable[[Channel], int]) -> None:
         self.loop = Loop()
+        self.children = Children()
+        self.work = work
+        self.errands: list[Errand] = []
         self.ledger = Ledger(100, 100)
         self.ready: list[Member] = []
         self.ended: list[tuple[Member, int]] = []
         self.crew = Crew(
             self.loop,
+            self.children,
             self.ledger,
-            work=work,
             on_ready=self.ready.append,
             on_room=lambda: None,
             on_ended=lambda member, code: self.ended.append((member, code)),
+            on_pam=self._take_errand,
         )
+
+    def fork(self) -> Member:
+        """Start a worker."""
+
+        def work(channel: Channel) -> int:
+            self.loop.close()
+            self.crew.close_in_child()
+            return self.work(channel)
+
+        return self.crew.fork(work)
+
+    def _take_errand(self, errand: Errand, end: socket.socket) -> None:
+        self.errands.append(errand)
+        end.close()
 
     def turn_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 20
@@ -45,7 +65,7 @@ class Watched:
             assert time.monotonic() < deadline
             self.loop.after(0.02, lambda: None)
             self.loop.turn()
-            self.crew.reap()
+            self.children.reap()
 
 
 @pytest.fixture
@@ -103,7 +123,7 @@ def test_an_event_about_something_closed_in_the_same_turn_is_dropped() -> None:
 def test_a_worker_that_ends_is_reported_once_and_leaves_nothing(watch: Maker) -> None:  # type: ignore[valid-type]
     """Its exit code arrives, and its connections are forgotten."""
     watched = watch(lambda _channel: 3)  # type: ignore[misc]
-    watched.crew.fork()
+    watched.fork()
     (member,) = watched.crew
     watched.ledger.add(1000, member.index)
     watched.turn_until(lambda: bool(watched.ended))
@@ -121,6 +141,7 @@ def test_a_worker_that_ends_is_reported_once_and_leaves_nothing(watch: Maker) ->
         {"surprise": True},
         {},
         {"alive": False},
+        {"pam": 1, "uid": 1000, "what": "authenticate"},
     ],
 )
 def test_a_worker_that_says_something_unknown_is_killed(
@@ -129,7 +150,7 @@ def test_a_worker_that_says_something_unknown_is_killed(
 ) -> None:
     """It runs as another account than the supervisor, and isn't trusted by it."""
     watched = watch(say(packet))  # type: ignore[misc]
-    watched.crew.fork()
+    watched.fork()
     watched.turn_until(lambda: bool(watched.ended))
     assert watched.ended[0][1] == -signal.SIGKILL
 
@@ -137,7 +158,7 @@ def test_a_worker_that_says_something_unknown_is_killed(
 def test_a_worker_can_not_release_anothers_connections(watch: Maker) -> None:  # type: ignore[valid-type]
     """A number that isn't its own is ignored."""
     watched = watch(say({"ready": True}, {"closed": 1}, {"closed": 2}))  # type: ignore[misc]
-    watched.crew.fork()
+    watched.fork()
     (member,) = watched.crew
     assert watched.ledger.add(1000, worker=member.index + 1) == 1
     assert watched.ledger.add(1000, worker=member.index) == 2
@@ -152,7 +173,7 @@ def test_a_silent_worker_gets_no_connections_and_is_killed(
     """A worker that hangs must not become a hole into which callers fall."""
     monkeypatch.setattr(crew_module, "_CHECK_S", 0.02)
     watched = watch(say({"ready": True}))  # type: ignore[misc]
-    watched.crew.fork()
+    watched.fork()
     watched.turn_until(lambda: bool(watched.crew.ready()))
     watched.turn_until(lambda: len(watched.crew) == 1 and not watched.crew.ready())
     watched.turn_until(lambda: bool(watched.ended))
@@ -162,7 +183,7 @@ def test_a_silent_worker_gets_no_connections_and_is_killed(
 def test_what_a_worker_can_not_take_is_given_back(watch: Maker) -> None:  # type: ignore[valid-type]
     """A worker that does not read is passed over, and what was meant for it is released."""
     watched = watch(say({"ready": True}))  # type: ignore[misc]
-    watched.crew.fork()
+    watched.fork()
     watched.turn_until(lambda: bool(watched.ready))
     (member,) = watched.crew
     credential = PeerCredential(1, 1000, 1000)
@@ -178,3 +199,107 @@ def test_what_a_worker_can_not_take_is_given_back(watch: Maker) -> None:  # type
     watched.turn_until(lambda: bool(watched.ended))
     assert watched.ledger.count() == 0
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def ask_pam(kind: str, **fields: object) -> Callable[[Channel], int]:
+    """Return a worker that asks for a helper, with a descriptor of some kind along."""
+
+    def work(channel: Channel) -> int:
+        ends: list[int] = []
+        if kind == "stream":
+            ends += [end.detach() for end in socket.socketpair()]
+        elif kind == "packets":
+            ends += [
+                end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ]
+        elif kind == "internet":
+            ends.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM).detach())
+        else:
+            ends.append(os.open("/dev/null", os.O_RDWR))
+        channel.send({"pam": 1, "uid": 1000, "what": "authenticate"} | fields, (ends[0],))
+        time.sleep(30)
+        return 0
+
+    return work
+
+
+def test_a_worker_may_ask_for_a_person(watch: Maker) -> None:  # type: ignore[valid-type]
+    """What it wants goes to whoever has the helpers, with the socket."""
+    watched = watch(ask_pam("stream"))  # type: ignore[misc]
+    before = len(os.listdir("/proc/self/fd"))
+    watched.fork()
+    watched.turn_until(lambda: bool(watched.errands))
+    assert watched.errands == [Errand(1000, "authenticate")]
+    assert not watched.ended
+    assert len(os.listdir("/proc/self/fd")) == before + 1, "the worker's channel"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("file", {}),
+        ("packets", {}),
+        ("internet", {}),
+        ("stream", {"uid": -1}),
+        ("stream", {"uid": True}),
+        ("stream", {"uid": 2**32 - 1}),
+        ("stream", {"uid": "0"}),
+        ("stream", {"what": "session"}),
+        ("stream", {"service": "login"}),
+    ],
+)
+def test_a_worker_that_asks_for_a_person_in_another_way_is_killed(
+    watch: Maker,  # type: ignore[valid-type]
+    kind: str,
+    fields: dict[str, object],
+) -> None:
+    """The service is the configuration's; what answers are written to is a Unix stream."""
+    watched = watch(ask_pam(kind, **fields))  # type: ignore[misc]
+    before = len(os.listdir("/proc/self/fd"))
+    watched.fork()
+    watched.turn_until(lambda: bool(watched.ended))
+    assert watched.ended[0][1] == -signal.SIGKILL
+    assert watched.errands == []
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_without_elevation_no_worker_may_ask_for_a_person(watch: Maker) -> None:  # type: ignore[valid-type]
+    """There is nobody to ask, so only a worker that was taken over does."""
+    watched = watch(ask_pam("stream"))  # type: ignore[misc]
+    watched.crew._on_pam = None
+    watched.fork()
+    watched.turn_until(lambda: bool(watched.ended))
+    assert watched.ended[0][1] == -signal.SIGKILL
+
+
+def test_a_worker_is_given_its_end_of_a_new_recorders_pair(watch: Maker) -> None:  # type: ignore[valid-type]
+    """Also where it is told to drain before it has taken it: its last records go there."""
+
+    def work(channel: Channel) -> int:
+        channel.send({"ready": True})
+        time.sleep(0.3)
+        channel._end.setblocking(True)
+        packets = [channel.receive()]
+        while packets[-1] is not None and "drain" not in packets[-1].fields:
+            packets.append(channel.receive())
+        (given,) = (packet for packet in packets if packet and "audit" in packet.fields)
+        socket.socket(fileno=given.descriptors[0]).send(b"a record")
+        return 7
+
+    watched = watch(work)  # type: ignore[misc]
+    member = watched.fork()
+    watched.turn_until(lambda: bool(watched.ready))
+    while member.takes_connections:
+        ours, theirs = socket.socketpair()
+        ours.close()
+        watched.crew.hand_over(
+            Arrival(theirs, PeerCredential(1, 1000, 1000), None), member, PeerCredential(1, 1, 1)
+        )
+    recorders, workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    watched.crew.attach_recorder(member, workers)
+    watched.crew.drain(1.0)
+    with recorders:
+        watched.turn_until(lambda: bool(watched.ended))
+        assert watched.ended == [(member, 7)]
+        assert recorders.recv(100) == b"a record"
+        assert recorders.recv(100) == b"", "no copy is left here"

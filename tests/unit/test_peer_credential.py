@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.peer.credential import (
     MAX_GROUPS,
 )
+from keyside_sidecar.peer.executable import read_exe
 from keyside_sidecar.peer.kernel import Kernel
 
 CLONE_NEWUSER = 0x10000000
@@ -44,6 +46,33 @@ def test_a_service_is_known_by_the_kernels_pid_uid_and_gid() -> None:
         assert credential.refusal is None
         assert credential.pidfd_source == "kernel"
         assert credential.groups is None
+
+
+@needs_root
+@pytest.mark.root
+def test_the_program_that_a_caller_runs_is_on_the_credential() -> None:
+    """Of any account's process, where the supervisor is root."""
+    with calling(become(SERVICE_UID)) as caller:
+        assert read(caller.connection).exe == str(Path(sys.executable).resolve())
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (b"/usr/bin/\xff tool", "/usr/bin/\\xff tool"),
+        (b"/" + b"x" * 254, "/" + "x" * 254),
+        (b"/" + b"x" * 255, None),
+        (None, None),
+    ],
+    ids=["not UTF-8", "255 bytes", "256 bytes", "unreadable"],
+)
+def test_a_programs_path_is_bounded_text_or_left_out(
+    tmp_path: Path, target: bytes | None, expected: str | None
+) -> None:
+    (tmp_path / "4711").mkdir()
+    if target is not None:
+        os.symlink(target, os.fsencode(tmp_path / "4711" / "exe"))  # noqa: PTH211
+    assert read_exe(4711, tmp_path) == expected
 
 
 @needs_root

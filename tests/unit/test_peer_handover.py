@@ -24,6 +24,7 @@ CREDENTIALS = [
         session_id=3,
         login_readable=True,
         pidfd_source="kernel",
+        exe="/usr/bin/ä\\xff",
     ),
     PeerCredential(pid=1, uid=0, gid=0, groups=(), pidfd_source="pidfd_open"),
 ]
@@ -58,6 +59,9 @@ def test_the_largest_credential_fits_into_a_packet() -> None:
         ('"kernel"', '"guess"'),
         ('"refusal":null', '"refusal":"NO_SUCH_REASON"'),
         ('"refusal":null', '"refusal":{}'),
+        ('"exe":"/usr/bin/', '"exe":"' + 1020 * "/"),
+        (r'"/usr/bin/\u00e4\\xff"', '""'),
+        (r'"/usr/bin/\u00e4\\xff"', "7"),
         ("{", "["),
         ("{", '{"a":' * 100_000),
     ],

@@ -53,6 +53,8 @@ url = "sqlite:////keyside.db"
 [root_key]
 provider = "file"
 path = "/root.key"
+[audit]
+path = "/audit.jsonl"
 [keys.{MAIL}]
 allow_users = [1001]
 suite = "ChaCha20-Poly1305"

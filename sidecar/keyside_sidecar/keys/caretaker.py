@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar.errors import RotationConflict, SidecarError, StoreUnavailable
-from keyside_sidecar.keys.notices import Notice
+from keyside_sidecar.keys.notices import Notice, describe_upkeep
 from keyside_sidecar.keys.rollover import Moment, RolloverPolicy, Step, clock_is_behind, decide
 from keyside_sidecar.log import event
 from keyside_sidecar.store.changing import Expected
@@ -244,6 +244,9 @@ class Caretaker:
                 version=done.version.info.number,
                 previous=done.previous.number,
             )
+            facts = {"previous": int(done.previous.number)}
+            told = describe_upkeep(name, int(done.version.info.number), facts)
+            self._keyring.tell("key.rolled_over", told)
         await self._keyring.refresh(name)
 
     async def _attend_schedule(self, version: VersionInfo, moment: Moment) -> None:
@@ -264,6 +267,8 @@ class Caretaker:
                     requested_at=version.destroy_requested_at,
                     requested_by_uid=version.destroy_requested_by_uid,
                 )
+                facts = {"requested_by_uid": version.destroy_requested_by_uid}
+                self._keyring.tell("key.destroyed", describe_upkeep(*place, facts))
             self._warned.pop(place, None)
             await self._keyring.refresh(version.key_name)
             return

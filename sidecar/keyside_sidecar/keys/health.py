@@ -6,12 +6,14 @@ import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from keyside_sidecar.errors import CustodyError, StoreSchemaError, StoreTampered
+from keyside_sidecar.keys.notices import tell_nobody
 from keyside_sidecar.log import event
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from keyside_sidecar.clock import Clock
+    from keyside_sidecar.keys.notices import Tell
 
 _log = logging.getLogger(__name__)
 
@@ -44,10 +46,12 @@ class StoreHealth:
 
     Args:
         clock: For since when.
+        tell: Told of each problem and of its end.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, tell: Tell = tell_nobody) -> None:
         self._clock = clock
+        self._tell = tell
         self._since: dict[str, datetime] = {}
         self._said: dict[str, str] = {}
 
@@ -75,6 +79,8 @@ class StoreHealth:
         if self._said.get(reason) != text:
             self._said[reason] = text
             event(_log, logging.ERROR, "store problem", reason=reason, summary=text)
+            told = {"outcome": "failed", "reason": reason, "details": {"why": text}}
+            self._tell("store.problem", told)
         self._since.setdefault(reason, self._clock.now())
 
     def clear_absence(self) -> None:
@@ -91,6 +97,7 @@ class StoreHealth:
             self._said.pop(reason, None)
             if since is not None:
                 event(_log, logging.WARNING, "store problem is over", reason=reason, since=since)
+                self._tell("store.sound", {"outcome": "ok", "reason": reason})
 
 
 def _name(error: Exception) -> str:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar.errors import (
     CustodyError,
+    RotationConflict,
     SidecarError,
     StoreTampered,
     StoreUnavailable,
@@ -43,7 +44,7 @@ from keyside_sidecar.keys.cache import VersionCache
 from keyside_sidecar.keys.caretaker import DAY_S, Caretaker, KeyRules
 from keyside_sidecar.keys.health import STORE_UNAVAILABLE, StoreHealth, StoreProblem
 from keyside_sidecar.keys.lookups import Lookups
-from keyside_sidecar.keys.notices import Notice
+from keyside_sidecar.keys.notices import Notice, Tell, describe_upkeep, tell_nobody
 from keyside_sidecar.keys.presence import Presence
 from keyside_sidecar.keys.rollover import RolloverPolicy, is_used_up
 from keyside_sidecar.keys.states import may_follow, may_open
@@ -52,6 +53,7 @@ from keyside_sidecar.keys.usage import Meter, UsageLimits
 from keyside_sidecar.keys.watch import Watch
 from keyside_sidecar.log import event
 from keyside_sidecar.store import KeyInfo, OpenedVersion, Store, VersionInfo, VersionUsage
+from keyside_sidecar.store.changing import Expected
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
+
 
 _CALL_TIMEOUT_S: Final = 10.0
 _FAREWELL_S: Final = 0.75
@@ -116,6 +119,8 @@ class Keyring:
         cached_versions: How many versions that are not current to keep in memory, for all keys
             together.
         rules: What the configuration says of each key's life; the defaults for one that it lacks.
+        tell: Told, for the audit log, what the sidecar has done to a key by itself and what is
+            wrong with the store: an event's name, and its facts. Must not block.
     """
 
     def __init__(
@@ -127,17 +132,19 @@ class Keyring:
         poll_interval_s: float = 0.25,
         cached_versions: int = 16_384,
         rules: Mapping[KeyName, KeyRules] | None = None,
+        tell: Tell = tell_nobody,
     ) -> None:
         self.store = store
         self.names = frozenset(key_names)
         self._rules = dict(rules or {})
+        self.tell = tell
         self._clock = clock
         self._current: dict[KeyName, OpenedVersion] = {}
         self._loaded: dict[KeyName, LoadedKey] = {}
         self._usage: dict[KeyName, tuple[int, VersionUsage]] = {}
         self._cache = VersionCache(cached_versions)
         self._lookups = Lookups(self._load, self._cache, clock)
-        self._health = StoreHealth(clock)
+        self._health = StoreHealth(clock, tell)
         # One at a time: of two, the one that read first may end last.
         self._refreshing = asyncio.Lock()
         self._watch = Watch(self, self._health, poll_interval_s)
@@ -167,6 +174,11 @@ class Keyring:
     def store_problem(self) -> StoreProblem | None:
         """What is wrong with the store, or None; the worst, where there are several."""
         return self._health.problem
+
+    def read_generation(self) -> tuple[str, int]:
+        """Return the store's id, in hex, and the newest generation that this process has seen."""
+        session = self.store.session
+        return session.trust.store_id.hex(), session.memory.mark().generation
 
     def all_current_ready(self) -> bool:
         """Return whether every key's current version is in memory."""
@@ -370,6 +382,31 @@ class Keyring:
         await self._take_in(key)
         late = await self._presence.await_all(done.generation) if compromised else ()
         return Rotation(done.version.info, done.previous, done.key, late)
+
+    async def replace_current(self, key: KeyName, number: int) -> int:
+        """Roll a key over because its current version is to be used no longer; return the new one.
+
+        Args:
+            key: The key's name.
+            number: Must be the current version.
+
+        Raises:
+            RotationConflict: It is not, or a successor was made meanwhile; nothing was changed.
+            StoreError: As for :meth:`rotate`.
+        """
+        loaded = self._loaded.get(key)
+        pending = loaded.pending.info.number if loaded is not None and loaded.pending else None
+        roll_over = partial(self.store.roll_over, key, Expected(number, pending), self._clock.now())
+        try:
+            done = await self.change(roll_over)
+        except RotationConflict:
+            await self._take_in(key)
+            raise
+        self.install(done)
+        await self._take_in(key)
+        new = int(done.version.info.number)
+        self.tell("key.rolled_over", describe_upkeep(key, new, {"previous": number}))
+        return new
 
     async def disable(self, key: KeyName, number: int, *, actor_uid: int) -> Change:
         """Refuse a version in every process until it is enabled again.

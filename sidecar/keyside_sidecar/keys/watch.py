@@ -179,11 +179,23 @@ class Watch:
             except (StoreTampered, CustodyError) as error:
                 self._health.note(error)
                 sound = False
-        try:
-            await keyring.look(keyring.store.observed.read)
-            await keyring.look(keyring.store.sidecars.require_sound)
-        except (StoreTampered, CustodyError) as error:
-            self._health.note(error)
-            sound = False
+        for check in (
+            keyring.look(keyring.store.observed.read),
+            keyring.look(keyring.store.sidecars.require_sound),
+            self._patrol_access(),
+        ):
+            try:
+                await check
+            except (StoreTampered, CustodyError) as error:
+                self._health.note(error)
+                sound = False
         if sound:
             self._health.clear_doubt()
+
+    async def _patrol_access(self) -> None:
+        """Check every row about people's access."""
+        verify = self._keyring.store.access.verify_page
+        place = await self._keyring.look(partial(verify, None, limit=_PAGE))
+        while place is not None:
+            await asyncio.sleep(_PAGE_PAUSE_S)
+            place = await self._keyring.look(partial(verify, place, limit=_PAGE))

@@ -3,7 +3,7 @@
 The order of asking is the order of the reasons::
 
     a Unix socket? ─► SO_PEERCRED ─► pid 0? ─► overflow uid? ─► [process mode: SO_PEERGROUPS,
-      overflow gid?] ─► pidfd ─► loginuid, sessionid ─► has the pidfd's process ended?
+      overflow gid?] ─► pidfd ─► loginuid, sessionid, exe ─► has the pidfd's process ended?
 
 The last question comes after everything that was looked up by the process's number: if the process
 is alive then, the number was its own while it was used. Whatever fails, the answer is a credential
@@ -23,6 +23,7 @@ from typing import Any, Final, get_args
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import SidecarError
 from keyside_sidecar.log import event
+from keyside_sidecar.peer.executable import MAX_EXE_LENGTH, read_exe
 from keyside_sidecar.peer.kernel import Kernel, Ucred
 from keyside_sidecar.peer.login import UNREADABLE, UNSET, Login, read_login
 from keyside_sidecar.peer.pidfd import PidfdSource, ProcessEnded, boot_time_s, has_ended
@@ -57,6 +58,7 @@ class PeerCredential:
         pidfd_source: How the process was found: by the kernel, or by its number on a kernel older
             than 6.5; None where it wasn't.
         refusal: Not None: the credential itself is no good (I3).
+        exe: The program that the process runs, for the record; None where it can't be read.
     """
 
     pid: int
@@ -68,6 +70,7 @@ class PeerCredential:
     login_readable: bool = False
     pidfd_source: PidfdSource | None = None
     refusal: Reason | None = None
+    exe: str | None = None
 
     def to_json(self) -> str:
         """Return the credential as one compact JSON object (at most 100 KB)."""
@@ -82,6 +85,7 @@ class PeerCredential:
                 "login_readable": self.login_readable,
                 "pidfd_source": self.pidfd_source,
                 "refusal": None if self.refusal is None else self.refusal.name,
+                "exe": self.exe,
             },
             separators=(",", ":"),
         )
@@ -112,6 +116,9 @@ class PeerCredential:
             not isinstance(refusal, str) or refusal not in Reason.__members__
         ):
             raise CredentialMalformed("refusal: unknown")
+        exe = fields["exe"]
+        if exe is not None and (not isinstance(exe, str) or not 0 < len(exe) <= MAX_EXE_LENGTH):
+            raise CredentialMalformed("exe: neither null nor a path")
         return cls(
             pid=_number(fields["pid"], "pid", _MAX_PID),
             uid=_number(fields["uid"], "uid"),
@@ -122,6 +129,7 @@ class PeerCredential:
             login_readable=fields["login_readable"],
             pidfd_source=fields["pidfd_source"],
             refusal=None if refusal is None else Reason[refusal],
+            exe=exe,
         )
 
 
@@ -166,16 +174,29 @@ def read_credential(
         return _refuse(ucred, found, groups), None
     pidfd, source = found
     login = read_login(ucred.pid, kernel.proc)
+    exe = read_exe(ucred.pid, kernel.proc)
     if has_ended(pidfd):
         os.close(pidfd)
         return _refuse(ucred, Reason.PEER_ENDED, groups), None
-    return _accept(ucred, groups, login, source), pidfd
+    return _accept(ucred, groups, login, source, exe), pidfd
 
 
 def _accept(
-    ucred: Ucred, groups: tuple[int, ...] | None, login: Login, source: PidfdSource
+    ucred: Ucred,
+    groups: tuple[int, ...] | None,
+    login: Login,
+    source: PidfdSource,
+    exe: str | None,
 ) -> PeerCredential:
-    return PeerCredential(*ucred, groups, login.login_uid, login.session_id, login.readable, source)
+    return PeerCredential(
+        *ucred,
+        groups,
+        login.login_uid,
+        login.session_id,
+        login.readable,
+        source,
+        exe=exe,
+    )
 
 
 def _refuse(ucred: Ucred, refusal: Reason, groups: tuple[int, ...] | None = None) -> PeerCredential:

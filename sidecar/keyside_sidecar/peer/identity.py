@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keyside_sidecar.access.policy import Subject
+from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import Refused
-from keyside_sidecar.peer.login import person_refusal
+from keyside_sidecar.peer.login import borrowed_refusal, person_refusal
 
 if TYPE_CHECKING:
-    from keyside_sidecar.access.reasons import Reason
     from keyside_sidecar.config import IdentitySettings
     from keyside_sidecar.peer.connection import Connection
     from keyside_sidecar.peer.membership import Membership
@@ -68,6 +68,22 @@ class Identifier:
         answer = self._membership.fresh(connection.credential.uid)
         return answer.name if answer is not None else ""
 
+    def describe(self, connection: Connection) -> dict[str, object]:
+        """Return what the audit log says of a caller."""
+        credential = connection.credential
+        found: dict[str, object] = {
+            "pid": credential.pid,
+            "uid": credential.uid,
+            "gid": credential.gid,
+        }
+        if account := self.account_name(connection):
+            found["account"] = account
+        if credential.login_uid is not None:
+            found["login_uid"] = credential.login_uid
+        if credential.exe is not None:
+            found["exe"] = credential.exe
+        return found
+
     def _fixed(self, connection: Connection) -> Subject:
         if connection.subject is None:
             credential = connection.credential
@@ -79,11 +95,29 @@ class Identifier:
         self, connection: Connection, gids: frozenset[int], standing: Reason | None = None
     ) -> Subject:
         credential = connection.credential
-        person = person_refusal(
-            credential.login_uid,
-            credential.session_id,
-            readable=credential.login_readable,
-            account_uid=credential.uid,
-            mode=self._settings.person_logins,
+        person, borrowed = (
+            refuse(
+                credential.login_uid,
+                credential.session_id,
+                readable=credential.login_readable,
+                account_uid=credential.uid,
+                mode=self._settings.person_logins,
+            )
+            for refuse in (person_refusal, borrowed_refusal)
         )
-        return Subject(uid=credential.uid, gids=gids, standing=standing, person=person)
+        return Subject(credential.uid, gids, standing=standing, person=person, borrowed=borrowed)
+
+    async def groups_of(self, uid: int) -> frozenset[int] | None:
+        """Return the groups that another account is in now; None where there is no such account.
+
+        Raises:
+            Refused: NAME_SERVICE_UNAVAILABLE: that can't be known now.
+        """
+        if self._membership is None:
+            return None
+        try:
+            return (await self._membership.identify(uid)).gids
+        except Refused as refused:
+            if refused.reason is Reason.ACCOUNT_UNKNOWN:
+                return None
+            raise

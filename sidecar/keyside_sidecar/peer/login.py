@@ -96,6 +96,33 @@ def person_refusal(
     return Reason.PEER_PERSON_LOGIN
 
 
+def borrowed_refusal(
+    login_uid: int | None,
+    session_id: int | None,
+    *,
+    readable: bool,
+    account_uid: int,
+    mode: PersonLogins,
+) -> Reason | None:
+    """Return why a process can't act for the person whose account it runs under, or None. Pure.
+
+    Who asks for access, approves it or uses it must be the person that logged in: no login uid at
+    all, or the account's own. Another one means ``su`` or ``sudo``, in every mode.
+
+    Args:
+        login_uid: The audit login uid; None where unset.
+        session_id: The audit session id; None where unset.
+        readable: Whether both could be read.
+        account_uid: The uid that the process calls as.
+        mode: With ``"off"``, a login that can't be read is taken for none.
+    """
+    if not readable:
+        return None if mode == "off" else Reason.PEER_LOGIN_UNREADABLE
+    if login_uid == account_uid or (login_uid is None and session_id is None):
+        return None
+    return Reason.LOGIN_OF_ANOTHER
+
+
 def _parse(text: bytes) -> int:
     if not _NUMBER.fullmatch(text):
         raise ValueError("not a number as the kernel writes it")

@@ -7,7 +7,10 @@ A call takes these steps, and a servicer is reached only when all of them passed
 3. The caller's groups are what the name service says now (I1); policy's view of the caller is
    made from them.
 4. The request is parsed, and the key that it is about is read from it.
-5. Policy decides. The servicer gets the request, the caller and the key.
+5. Policy decides. Where it refuses a person who sends a temporary credential, the grant behind that
+   decides instead (rpc/granted.py), and the use is counted before anything is answered.
+6. The journal records it: a service's call afterwards, a person's action before and afterwards.
+   The servicer gets the request, the caller and the key.
 
 On a connection of a caller who was allowed nothing when it connected, only public RPCs exist.
 Anything else is answered with the reason. If policy or membership allows the caller by now, it is
@@ -27,8 +30,8 @@ from keyside.envelope import WrappingHeader, parse_wrapping_header
 from keyside.errors import InvalidArgument
 from keyside.names import KeyName, parse_key_name
 from keyside_sidecar.access.reasons import Reason
-from keyside_sidecar.errors import BadRequest, Refused
-from keyside_sidecar.rpc.methods import KeyFrom, Method
+from keyside_sidecar.errors import AccessRefused, AuthenticationFailed, BadRequest, Refused
+from keyside_sidecar.rpc.methods import Kept, KeyFrom, Method
 from keyside_sidecar.rpc.status import DETAILS_KEY, Failure, PolicyChanged, describe_failure
 
 if TYPE_CHECKING:
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
     from keyside_sidecar.peer.tickets import TicketRegistry
     from keyside_sidecar.rpc.arrivals import Arrivals
     from keyside_sidecar.rpc.calls import CallLimits, Limits
+    from keyside_sidecar.rpc.granted import GrantedCalls
+    from keyside_sidecar.rpc.journal import Journal
     from keyside_sidecar.rpc.refusals import RefusalLog
 
 # The connection is closed this long after the status was sent, so that the status arrives first.
@@ -49,6 +54,11 @@ _CLOSE_BEHIND_S: Final = 0.2
 # How long a call's message may take to arrive.
 _RECEIVE_S: Final = 10
 _PUBLIC_RECEIVE_S: Final = 2
+
+# What a caller sends its temporary credential as.
+CREDENTIAL_KEY: Final = "keyside-credential"
+_REFUSALS: Final = (Refused, AccessRefused, AuthenticationFailed)
+_GRANT_HELPS: Final = frozenset({Reason.PEER_PERSON_LOGIN, Reason.NOT_ALLOWED})
 
 T = TypeVar("T")
 
@@ -82,6 +92,8 @@ class Guard:
         limits: Calls in flight.
         refusals: Where refusals are reported.
         arrivals: Receives messages under a time limit.
+        journal: Records calls.
+        granted: Serves people who hold a grant.
     """
 
     def __init__(
@@ -93,6 +105,8 @@ class Guard:
         limits: Limits,
         refusals: RefusalLog,
         arrivals: Arrivals,
+        journal: Journal,
+        granted: GrantedCalls,
     ) -> None:
         self._registry = registry
         self._identifier = identifier
@@ -100,6 +114,8 @@ class Guard:
         self._limits = limits
         self._refusals = refusals
         self._arrivals = arrivals
+        self._journal = journal
+        self._granted = granted
 
     def unary(
         self,
@@ -127,8 +143,14 @@ class Guard:
             if subject.standing is not None and not method.public:
                 raise Refused(subject.standing)
             request = _parse(request_type, data)
-            call = self._authorise(method, caller, subject, request)
-            return await serve(call, request)
+            call = self._read(method, caller, subject, request, context)
+            reason = self._policy.decide(subject, method.operation, call.key)
+            if reason is None:
+                return await self._serve(method, call, request, serve)
+            credential = _find_credential(context, method, reason)
+            if credential is None:
+                raise Refused(reason)
+            return await self._granted.serve(method, call, request, credential, serve)
 
         async def handle(requests: object, context: StreamContext) -> Message:
             return await self._attend(method.path, requests, context, answer)
@@ -238,8 +260,8 @@ class Guard:
             raise
         except Exception as error:  # noqa: BLE001  (the table names every kind)
             failure = describe_failure(error, path)
-            if isinstance(error, Refused):
-                self._refusals.note(connection, path, error.reason)
+            if isinstance(error, _REFUSALS):  # one that the journal has not recorded
+                self._refusals.note(connection, path, failure.reason)
         finally:
             if limits is not None and connection is not None:
                 limits.leave(connection.credential.uid)
@@ -270,9 +292,34 @@ class Guard:
             raise Refused(Reason.PEER_UNKNOWN)
         return connection
 
-    def _authorise(
-        self, method: Method, connection: Connection, subject: Subject, request: Any
+    async def _serve(
+        self,
+        method: Method,
+        call: Call,
+        request: Any,
+        serve: Callable[[Call, Any], Awaitable[Message]],
+    ) -> Message:
+        if method.kept is Kept.CALL:
+            return await self._journal.keep_call(call, method, request, serve)
+        if method.kept is Kept.ACTION:
+            return await self._journal.keep_action(call, method, request, serve)
+        return await serve(call, request)
+
+    def _read(
+        self,
+        method: Method,
+        connection: Connection,
+        subject: Subject,
+        request: Any,
+        context: StreamContext,
     ) -> Call:
+        """Read which key a request is about.
+
+        Raises:
+            BadRequest: It names none.
+            EnvelopeRejected: Its envelope has no header.
+            Refused: Whatever it named, the caller may not do this.
+        """
         key: KeyName | None = None
         header: WrappingHeader | None = None
         try:
@@ -286,13 +333,27 @@ class Guard:
         except Exception:
             # Who may do this with no key at all is told so first.
             reason = self._policy.decide(subject, method.operation, None)
-            if reason not in {None, Reason.NOT_ALLOWED}:
+            if (
+                reason not in {None, Reason.NOT_ALLOWED}
+                and _find_credential(context, method, reason) is None
+            ):
                 raise Refused(reason) from None
             raise
-        reason = self._policy.decide(subject, method.operation, key)
-        if reason is not None:
-            raise Refused(reason)
         return Call(connection, subject, key, header)
+
+
+def _find_credential(context: StreamContext, method: Method, reason: Reason | None) -> str | None:
+    """Return the temporary credential that came with a call which policy alone refuses.
+
+    None where no grant could help: an operator never uses keys, and some operations are not to be
+    granted.
+    """
+    if not method.grantable or reason not in _GRANT_HELPS:
+        return None
+    for name, value in context.invocation_metadata() or ():
+        if name == CREDENTIAL_KEY:
+            return value if isinstance(value, str) else None
+    return None
 
 
 def _parse(request_type: type[Message], data: bytes) -> Message:

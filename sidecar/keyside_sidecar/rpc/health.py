@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 from grpc_health.v1 import health_pb2
 
-from keyside_sidecar.rpc.methods import ENCRYPTION_SERVICE, KEY_SERVICE, STATUS_SERVICE
+from keyside_sidecar.rpc.methods import (
+    ACCESS_SERVICE,
+    AUDIT_SERVICE,
+    ENCRYPTION_SERVICE,
+    KEY_SERVICE,
+    STATUS_SERVICE,
+)
 from keyside_sidecar.rpc.status import UnknownService
 from keyside_sidecar.serving import Phase
 
@@ -21,6 +27,9 @@ if TYPE_CHECKING:
     from keyside_sidecar.serving import ServingBoard
 
 _WATCH_INTERVAL_S: Final = 0.25
+# Both need the store, and a log that takes what people do.
+_OF_PEOPLE: Final = (KEY_SERVICE, ACCESS_SERVICE)
+_ALWAYS: Final = (AUDIT_SERVICE, STATUS_SERVICE)
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVICE_UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -53,7 +62,7 @@ class HealthServicer:
         self, _call: Call, _request: health_pb2.HealthListRequest
     ) -> health_pb2.HealthListResponse:
         """Answer for every service."""
-        services = ("", ENCRYPTION_SERVICE, KEY_SERVICE, STATUS_SERVICE)
+        services = ("", ENCRYPTION_SERVICE, *_OF_PEOPLE, *_ALWAYS)
         return health_pb2.HealthListResponse(
             statuses={
                 service: health_pb2.HealthCheckResponse(status=self._status(service))
@@ -79,9 +88,9 @@ class HealthServicer:
             serving = self._board.is_well()
         elif service == ENCRYPTION_SERVICE:
             serving = self._board.serves_encryption()
-        elif service == KEY_SERVICE:
+        elif service in _OF_PEOPLE:
             serving = self._board.serves_keys()
-        elif service == STATUS_SERVICE:
+        elif service in _ALWAYS:
             serving = self._board.phase is Phase.RUNNING
         else:
             unknown: int = _SERVICE_UNKNOWN

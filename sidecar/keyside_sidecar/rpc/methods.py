@@ -22,6 +22,16 @@ class KeyFrom(enum.Enum):
     ENVELOPE = enum.auto()
 
 
+class Kept(enum.Enum):
+    """What the audit log keeps of an RPC, beside refusals, which it keeps of all."""
+
+    NOTHING = enum.auto()
+    # One record, written behind: a service's call.
+    CALL = enum.auto()
+    # What is asked for, before it takes effect, and its outcome, before anything is answered (I8).
+    ACTION = enum.auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """One RPC.
@@ -32,6 +42,9 @@ class Method:
         operation: What policy is asked about.
         key_from: Where the request names its key.
         public: Answered on connections of callers who are allowed nothing, too.
+        kept: What the audit log keeps of it.
+        event: What the audit log calls it; empty where it keeps nothing.
+        grantable: A grant may allow it to a person.
     """
 
     service: str
@@ -39,6 +52,9 @@ class Method:
     operation: Operation
     key_from: KeyFrom = KeyFrom.NOWHERE
     public: bool = False
+    kept: Kept = Kept.NOTHING
+    event: str = ""
+    grantable: bool = False
 
     @property
     def path(self) -> str:
@@ -48,29 +64,67 @@ class Method:
 
 ENCRYPTION_SERVICE: Final = "keyside.v1.EncryptionService"
 KEY_SERVICE: Final = "keyside.v1.KeyService"
+ACCESS_SERVICE: Final = "keyside.v1.AccessService"
+AUDIT_SERVICE: Final = "keyside.v1.AuditService"
 STATUS_SERVICE: Final = "keyside.v1.StatusService"
 HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 REFLECTION_SERVICE: Final = "grpc.reflection.v1alpha.ServerReflection"
 
-ENCRYPT: Final = Method(ENCRYPTION_SERVICE, "Encrypt", Operation.ENCRYPT, KeyFrom.KEY_FIELD)
-DECRYPT: Final = Method(ENCRYPTION_SERVICE, "Decrypt", Operation.DECRYPT, KeyFrom.ENVELOPE)
-REWRAP: Final = Method(ENCRYPTION_SERVICE, "Rewrap", Operation.REWRAP, KeyFrom.ENVELOPE)
-REENCRYPT: Final = Method(ENCRYPTION_SERVICE, "Reencrypt", Operation.REENCRYPT, KeyFrom.ENVELOPE)
+
+def _encryption(
+    name: str, operation: Operation, key_from: KeyFrom, *, grantable: bool = False
+) -> Method:
+    event = f"encryption.{operation.name.lower()}"
+    return Method(
+        ENCRYPTION_SERVICE,
+        name,
+        operation,
+        key_from,
+        kept=Kept.CALL,
+        event=event,
+        grantable=grantable,
+    )
+
+
+def _change_of_key(name: str, operation: Operation, event: str) -> Method:
+    return Method(
+        KEY_SERVICE, name, operation, KeyFrom.NAME_FIELD, kept=Kept.ACTION, event=f"key.{event}"
+    )
+
+
+def _access(
+    name: str, operation: Operation, event: str, key_from: KeyFrom = KeyFrom.NOWHERE
+) -> Method:
+    return Method(
+        ACCESS_SERVICE, name, operation, key_from, kept=Kept.ACTION, event=f"access.{event}"
+    )
+
+
+ENCRYPT: Final = _encryption("Encrypt", Operation.ENCRYPT, KeyFrom.KEY_FIELD, grantable=True)
+DECRYPT: Final = _encryption("Decrypt", Operation.DECRYPT, KeyFrom.ENVELOPE, grantable=True)
+REWRAP: Final = _encryption("Rewrap", Operation.REWRAP, KeyFrom.ENVELOPE, grantable=True)
+REENCRYPT: Final = _encryption("Reencrypt", Operation.REENCRYPT, KeyFrom.ENVELOPE)
 LIST_KEYS: Final = Method(KEY_SERVICE, "ListKeys", Operation.LIST_KEYS)
 GET_KEY: Final = Method(KEY_SERVICE, "GetKey", Operation.DESCRIBE_KEY, KeyFrom.NAME_FIELD)
-ROTATE_KEY: Final = Method(KEY_SERVICE, "RotateKey", Operation.ROTATE_KEY, KeyFrom.NAME_FIELD)
-DISABLE_VERSION: Final = Method(
-    KEY_SERVICE, "DisableVersion", Operation.DISABLE_VERSION, KeyFrom.NAME_FIELD
+ROTATE_KEY: Final = _change_of_key("RotateKey", Operation.ROTATE_KEY, "rotate")
+DISABLE_VERSION: Final = _change_of_key("DisableVersion", Operation.DISABLE_VERSION, "disable")
+ENABLE_VERSION: Final = _change_of_key("EnableVersion", Operation.ENABLE_VERSION, "enable")
+DESTROY_VERSION: Final = _change_of_key("DestroyVersion", Operation.DESTROY_VERSION, "destroy")
+CANCEL_DESTROY_VERSION: Final = _change_of_key(
+    "CancelDestroyVersion", Operation.CANCEL_DESTROY_VERSION, "cancel_destroy"
 )
-ENABLE_VERSION: Final = Method(
-    KEY_SERVICE, "EnableVersion", Operation.ENABLE_VERSION, KeyFrom.NAME_FIELD
+REQUEST_ACCESS: Final = _access(
+    "RequestAccess", Operation.REQUEST_ACCESS, "request", KeyFrom.KEY_FIELD
 )
-DESTROY_VERSION: Final = Method(
-    KEY_SERVICE, "DestroyVersion", Operation.DESTROY_VERSION, KeyFrom.NAME_FIELD
-)
-CANCEL_DESTROY_VERSION: Final = Method(
-    KEY_SERVICE, "CancelDestroyVersion", Operation.CANCEL_DESTROY_VERSION, KeyFrom.NAME_FIELD
-)
+LIST_ACCESS: Final = Method(ACCESS_SERVICE, "ListAccess", Operation.LIST_ACCESS)
+GET_ACCESS: Final = Method(ACCESS_SERVICE, "GetAccess", Operation.LIST_ACCESS)
+APPROVE_ACCESS: Final = _access("ApproveAccess", Operation.DECIDE_ACCESS, "approve")
+DENY_ACCESS: Final = _access("DenyAccess", Operation.DECIDE_ACCESS, "deny")
+CANCEL_ACCESS: Final = _access("CancelAccess", Operation.CANCEL_ACCESS, "cancel")
+ACTIVATE_ACCESS: Final = _access("ActivateAccess", Operation.ACTIVATE_ACCESS, "activate")
+REVOKE_ACCESS: Final = _access("RevokeAccess", Operation.REVOKE_ACCESS, "revoke")
+SEARCH_RECORDS: Final = Method(AUDIT_SERVICE, "SearchRecords", Operation.READ_AUDIT)
+GET_CHECKPOINT: Final = Method(AUDIT_SERVICE, "GetCheckpoint", Operation.READ_AUDIT)
 GET_STATUS: Final = Method(STATUS_SERVICE, "GetStatus", Operation.GET_STATUS, public=True)
 HEALTH_CHECK: Final = Method(HEALTH_SERVICE, "Check", Operation.HEALTH, public=True)
 HEALTH_LIST: Final = Method(HEALTH_SERVICE, "List", Operation.HEALTH, public=True)
@@ -89,6 +143,16 @@ METHODS: Final = (
     ENABLE_VERSION,
     DESTROY_VERSION,
     CANCEL_DESTROY_VERSION,
+    REQUEST_ACCESS,
+    LIST_ACCESS,
+    GET_ACCESS,
+    APPROVE_ACCESS,
+    DENY_ACCESS,
+    CANCEL_ACCESS,
+    ACTIVATE_ACCESS,
+    REVOKE_ACCESS,
+    SEARCH_RECORDS,
+    GET_CHECKPOINT,
     GET_STATUS,
     HEALTH_CHECK,
     HEALTH_LIST,

@@ -2,7 +2,8 @@
 
 A stranger can make refusals as fast as it likes; the log must not be filled by it. So each (uid,
 reason) is written when it first happens and then at most once an interval, with the number of
-times since. The table is bounded; beyond the bound everything else is counted as one.
+times since. The table is bounded; beyond the bound everything else is counted as one. The audit log
+counts for itself, over longer times (audit/sender.py).
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Final
 from keyside_sidecar.log import event
 
 if TYPE_CHECKING:
-    from keyside_sidecar.access.reasons import Reason
+    from keyside_sidecar.audit.sender import AuditSender
     from keyside_sidecar.clock import Clock
     from keyside_sidecar.peer.connection import Connection
+    from keyside_sidecar.peer.identity import Identifier
 
 _log = logging.getLogger(__name__)
 
@@ -37,33 +39,46 @@ class RefusalLog:
 
     Args:
         clock: For the interval.
+        audit: The way to the audit log.
+        identifier: For the callers' account names.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, audit: AuditSender, identifier: Identifier) -> None:
         self._clock = clock
+        self._audit = audit
+        self._identifier = identifier
         self._entries: dict[tuple[int, str], _Entry] = {}
         # While the sidecar tries for itself whether it refuses what it must.
         self.muted = False
 
-    def note(self, connection: Connection | None, method: str, reason: Reason) -> None:
+    def note(self, connection: Connection | None, method: str, reason: str) -> None:
         """Report one refusal.
 
         Args:
             connection: Whose; None where the address was unknown.
             method: The RPC's full name.
-            reason: Why.
+            reason: Why, a constant.
         """
         if self.muted:
             return
+        self._audit.note_refusal(
+            {
+                "event": "caller.refused",
+                "outcome": "refused",
+                "reason": reason,
+                "caller": None if connection is None else self._identifier.describe(connection),
+                "details": {"method": method},
+            }
+        )
         uid = connection.credential.uid if connection is not None else _OTHERS
-        key = (uid, reason.name)
+        key = (uid, reason)
         now_s = self._clock.monotonic_s()
         entry = self._entries.get(key)
         if entry is None:
             if len(self._entries) >= _MAX_ENTRIES:
                 self._forget_quiet(now_s)
             if len(self._entries) >= _MAX_ENTRIES:
-                uid, key = _OTHERS, (_OTHERS, reason.name)
+                uid, key = _OTHERS, (_OTHERS, reason)
                 entry = self._entries.get(key)
         if entry is None:
             self._entries[key] = _Entry(now_s)
@@ -79,7 +94,7 @@ class RefusalLog:
             _log,
             logging.WARNING,
             "call refused",
-            reason=reason.name,
+            reason=reason,
             uid=uid,
             pid=connection.credential.pid if connection is not None else None,
             method=method,

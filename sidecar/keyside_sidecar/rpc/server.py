@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio as reflection_aio
 
-from keyside.v1 import encryption_pb2, keys_pb2, status_pb2
+from keyside.v1 import access_pb2, audit_pb2, encryption_pb2, keys_pb2, status_pb2
 from keyside_sidecar.rpc import methods
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from keyside_sidecar.config import Config
+    from keyside_sidecar.rpc.access import AccessServicer
+    from keyside_sidecar.rpc.audit import AuditServicer
     from keyside_sidecar.rpc.encryption import EncryptionServicer
     from keyside_sidecar.rpc.guard import Guard, StreamContext
     from keyside_sidecar.rpc.health import HealthServicer
@@ -79,6 +81,8 @@ class InnerServers:
         guard: Stands before every RPC.
         encryption: Serves EncryptionService.
         keys: Serves KeyService.
+        access: Serves AccessService.
+        audit: Serves AuditService.
         status: Serves StatusService.
         health: Serves the health protocol.
     """
@@ -91,6 +95,8 @@ class InnerServers:
         guard: Guard,
         encryption: EncryptionServicer,
         keys: KeyServicer,
+        access: AccessServicer,
+        audit: AuditServicer,
         status: StatusServicer,
         health: HealthServicer,
     ) -> None:
@@ -136,6 +142,13 @@ class InnerServers:
                 methods.CANCEL_DESTROY_VERSION,
                 keys_pb2.CancelDestroyVersionRequest,
                 keys.cancel_destroy_version,
+            ),
+            **_access_handlers(guard, access),
+            methods.SEARCH_RECORDS.path: guard.unary(
+                methods.SEARCH_RECORDS, audit_pb2.SearchRecordsRequest, audit.search_records
+            ),
+            methods.GET_CHECKPOINT.path: guard.unary(
+                methods.GET_CHECKPOINT, audit_pb2.GetCheckpointRequest, audit.get_checkpoint
             ),
         }
         if config.sidecar.reflection:
@@ -190,6 +203,22 @@ def _make_server(options: list[tuple[str, int]], table: _Table, path: str) -> gr
     server.add_generic_rpc_handlers((table,))
     server.add_insecure_port(f"unix:{path}")
     return server
+
+
+def _access_handlers(guard: Guard, access: AccessServicer) -> Handlers:
+    return {
+        method.path: guard.unary(method, kind, serve)
+        for method, kind, serve in (
+            (methods.REQUEST_ACCESS, access_pb2.RequestAccessRequest, access.request_access),
+            (methods.LIST_ACCESS, access_pb2.ListAccessRequest, access.list_access),
+            (methods.GET_ACCESS, access_pb2.GetAccessRequest, access.get_access),
+            (methods.APPROVE_ACCESS, access_pb2.ApproveAccessRequest, access.approve_access),
+            (methods.DENY_ACCESS, access_pb2.DenyAccessRequest, access.deny_access),
+            (methods.CANCEL_ACCESS, access_pb2.CancelAccessRequest, access.cancel_access),
+            (methods.ACTIVATE_ACCESS, access_pb2.ActivateAccessRequest, access.activate_access),
+            (methods.REVOKE_ACCESS, access_pb2.RevokeAccessRequest, access.revoke_access),
+        )
+    }
 
 
 def _health_handlers(guard: Guard, health: HealthServicer) -> Handlers:

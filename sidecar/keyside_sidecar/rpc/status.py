@@ -7,6 +7,7 @@ the log and nowhere else (gRPC would otherwise send an exception's own text to t
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import traceback
 from dataclasses import dataclass, field
@@ -19,7 +20,12 @@ from google.rpc import error_details_pb2, status_pb2
 from keyside.errors import EnvelopeRejected, InvalidArgument
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import (
+    AccessFactsMissing,
+    AccessRefused,
+    AuditUnavailable,
+    AuthenticationFailed,
     BadRequest,
+    CheckpointNotFound,
     CustodianUnavailable,
     CustodyError,
     NoSuchVersion,
@@ -61,10 +67,38 @@ _REASON_CODES: Final = {
     Reason.NAME_SERVICE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.TOO_MANY_CALLS: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
+_KIND_CODES: Final = {
+    "permission": grpc.StatusCode.PERMISSION_DENIED,
+    "precondition": grpc.StatusCode.FAILED_PRECONDITION,
+    "not_found": grpc.StatusCode.NOT_FOUND,
+    "invalid": grpc.StatusCode.INVALID_ARGUMENT,
+}
+_NOT_ASKED: Final = (grpc.StatusCode.UNAVAILABLE, "AUTHENTICATION_UNAVAILABLE")
+_AUTHENTICATION: Final = {
+    "denied": (grpc.StatusCode.UNAUTHENTICATED, "AUTHENTICATION_DENIED"),
+    "unknown_account": (grpc.StatusCode.UNAUTHENTICATED, "AUTHENTICATION_DENIED"),
+    "locked": (grpc.StatusCode.UNAUTHENTICATED, "ACCOUNT_LOCKED"),
+    "expired": (grpc.StatusCode.UNAUTHENTICATED, "ACCOUNT_EXPIRED"),
+    "password_expired": (grpc.StatusCode.UNAUTHENTICATED, "PASSWORD_EXPIRED"),
+    "limited": (grpc.StatusCode.UNAUTHENTICATED, "AUTHENTICATION_LIMITED"),
+    "busy": (grpc.StatusCode.UNAUTHENTICATED, "AUTHENTICATION_LIMITED"),
+}
 
 
 class PolicyChanged(Exception):
     """The caller has been allowed something since it connected; it is asked to connect again."""
+
+
+class Described(Exception):
+    """A call has failed, and its failure is described (and recorded) already.
+
+    Args:
+        failure: The description.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
 
 
 class UnknownService(Exception):
@@ -231,6 +265,45 @@ def _unknown_service(_error: Exception) -> Failure:
     )
 
 
+def _access_refused(error: AccessRefused) -> Failure:
+    return Failure(_KIND_CODES[error.kind], error.reason, error.text, error.remedy)
+
+
+def _authentication_failed(error: AuthenticationFailed) -> Failure:
+    code, reason = _AUTHENTICATION.get(error.outcome, _NOT_ASKED)
+    remedy = error.remedy
+    if error.retry_s:
+        remedy = f"wait {math.ceil(error.retry_s)} s, then try again"
+    return Failure(code, reason, str(error), remedy)
+
+
+def _access_conflict(_error: Exception) -> Failure:
+    return Failure(
+        grpc.StatusCode.ABORTED,
+        "ACCESS_CONFLICT",
+        "others decide about this request at the same time",
+        "look at the request again before deciding",
+    )
+
+
+def _audit_unavailable(error: AuditUnavailable) -> Failure:
+    return Failure(
+        grpc.StatusCode.UNAVAILABLE,
+        "AUDIT_UNAVAILABLE",
+        str(error),
+        "an operator should see keyside status and the sidecar's log: nothing is done unrecorded",
+    )
+
+
+def _checkpoint_not_found(_error: Exception) -> Failure:
+    return Failure(
+        grpc.StatusCode.NOT_FOUND,
+        "CHECKPOINT_NOT_FOUND",
+        "the audit log has no checkpoint yet",
+        "ask again after checkpoint_every (1 minute unless configured)",
+    )
+
+
 # The first row whose type fits decides; so a leaf stands before its parent.
 _TABLE: Final[tuple[tuple[type[Exception], Callable[..., Failure]], ...]] = (
     (Refused, _refused),
@@ -243,6 +316,11 @@ _TABLE: Final[tuple[tuple[type[Exception], Callable[..., Failure]], ...]] = (
     (NoSuchVersion, _no_such_version),
     (VersionInUse, _version_in_use),
     (WrongState, _wrong_state),
+    (AccessRefused, _access_refused),
+    (AccessFactsMissing, _access_conflict),
+    (AuthenticationFailed, _authentication_failed),
+    (AuditUnavailable, _audit_unavailable),
+    (CheckpointNotFound, _checkpoint_not_found),
     (PolicyChanged, _policy_changed),
     (UnknownService, _unknown_service),
     (StoreUnavailable, _store_unavailable),
@@ -260,6 +338,8 @@ def describe_failure(error: Exception, method: str) -> Failure:
         error: What ended the call.
         method: The RPC's full name, for the log.
     """
+    if isinstance(error, Described):
+        return error.failure
     for kind, describe in _TABLE:
         if isinstance(error, kind):
             return describe(error)

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 _LOCK_TIMEOUT_S = 30.0
 _NOT_UNIQUE = 4
 # What the tools end with where another one is changing the same files.
-_LOCKED = {"useradd": 1, "userdel": 1, "groupadd": 10, "groupdel": 10, "usermod": 1, "gpasswd": 1}
+_LOCKED = {
+    "useradd": 1,
+    "userdel": 1,
+    "groupadd": 10,
+    "groupdel": 10,
+    "usermod": 1,
+    "gpasswd": 1,
+    "chpasswd": 1,
+    "chage": 1,
+}
 
 
 class Accounts:
@@ -50,6 +59,14 @@ class Accounts:
                 return uid
         raise AssertionError("unreachable: the numbers are endless")
 
+    def full_name(self, name: str) -> str:
+        """Return what an account that was added as ``name`` is really called."""
+        return self._prefix + name
+
+    def uid_of(self, name: str) -> int:
+        """Return the uid of an account that was added as ``name``."""
+        return pwd.getpwnam(self.full_name(name)).pw_uid
+
     def join(self, name: str, group: str) -> None:
         """Put an account into a group."""
         run("gpasswd", "--add", self._prefix + name, group)
@@ -75,12 +92,17 @@ def _remove_group(full: str) -> None:
         run("groupdel", full)
 
 
-def run(tool: str, *arguments: str, may_end_with: int = 0) -> int:
+def run(tool: str, *arguments: str, may_end_with: int = 0, stdin: str = "") -> int:
     """Run one of the tools; wait where another one holds the lock."""
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
         done = subprocess.run(
-            [tool, *arguments], capture_output=True, text=True, check=False, env=_environment()
+            [tool, *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=_environment(),
         )
         if done.returncode in {0, may_end_with}:
             return done.returncode

@@ -25,7 +25,7 @@ OVERFLOW_ID = 65534
 _CALLING = Path(__file__).with_name("calling.py")
 # The login uid is written by root, which may also take away that of a developer's own login. The
 # session id follows from it: the kernel counts one up, or has none.
-_SET_LOGIN = """
+SET_LOGIN = """
 login=$1; shift
 if [ "$(cat /proc/self/loginuid)" != "$login" ]; then echo "$login" >/proc/self/loginuid; fi
 exec "$@"
@@ -96,7 +96,7 @@ class Caller:
         self._process = subprocess.Popen(
             [
                 *prefix,
-                *("sh", "-ec", _SET_LOGIN, "sh", str(login)),
+                *("sh", "-ec", SET_LOGIN, "sh", str(login)),
                 *("setpriv", f"--reuid={uid}", f"--regid={uid if gid is None else gid}"),
                 f"--groups={listed}" if groups else "--clear-groups",
                 *(PYTHON, "-c", _CALLING.read_text(), target),

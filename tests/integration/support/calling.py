@@ -24,6 +24,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from keyside.v1 import (
+    access_pb2,
+    access_pb2_grpc,
+    audit_pb2,
+    audit_pb2_grpc,
     encryption_pb2,
     encryption_pb2_grpc,
     keys_pb2,
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
 PROTOS: tuple[tuple[Any, Any], ...] = (
     (encryption_pb2, encryption_pb2_grpc),
     (keys_pb2, keys_pb2_grpc),
+    (access_pb2, access_pb2_grpc),
+    (audit_pb2, audit_pb2_grpc),
     (keyside_status_pb2, keyside_status_pb2_grpc),
     (health_pb2, health_pb2_grpc),
     (reflection_pb2, reflection_pb2_grpc),

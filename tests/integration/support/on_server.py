@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from support.sidecar import Sidecar
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
     from support.postgresql import Database
@@ -51,7 +51,7 @@ class OnServer(Sidecar):
             return super().keysided(*arguments)
         assert self.database is not None
         if self.first is not None:
-            return subprocess.CompletedProcess(arguments, 0, "", "")
+            return super().keysided("init", "--only-audit")
         done = super().keysided("init", "--store-url", self.database.owner_url)
         if done.returncode == 0:
             self.database.grant()

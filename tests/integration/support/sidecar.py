@@ -102,6 +102,11 @@ class Sidecar:
         return self.directory / "state" / "root.key"
 
     @property
+    def audit_log(self) -> Path:
+        """The audit log's current file."""
+        return self.directory / "audit" / "audit.jsonl"
+
+    @property
     def log(self) -> Path:
         """What the sidecar wrote to standard error, over all its runs."""
         return self.directory / "sidecar.log"
@@ -123,6 +128,10 @@ url = "sqlite:///{self.store}"
 [root_key]
 provider = "file"
 path = "{self.root_key}"
+
+[audit]
+path = "{self.audit_log}"
+checkpoint_syslog = false
 {self.config}
 """
         )
@@ -131,12 +140,12 @@ path = "{self.root_key}"
     def prepare(self) -> None:
         """Make directories, configuration, root key and store."""
         self.directory.chmod(0o755)
-        for name in ("run", "state"):
+        for name, mode in (("run", 0o755), ("state", 0o700), ("audit", 0o700)):
             directory = self.directory / name
             directory.mkdir(mode=0o755)
             if IS_ROOT:
                 os.chown(directory, SIDECAR_UID, SIDECAR_GID)
-        (self.directory / "state").chmod(0o700)
+            directory.chmod(mode)
         self.write_config()
         done = self.keysided("init")
         assert done.returncode == 0, done.stderr
@@ -161,7 +170,7 @@ path = "{self.root_key}"
             check=False,
         )
 
-    def start(self, *, wait: bool = True) -> None:
+    def start(self, *, wait: bool = True, arguments: Sequence[str] = ()) -> None:
         """Start the daemon and wait for READY=1."""
         name, self._manager = make_notify_socket()
         with self.log.open("ab") as log:
@@ -174,6 +183,7 @@ path = "{self.root_key}"
                     "--config",
                     self.config_path,
                     "serve",
+                    *arguments,
                 ],
                 env={**os.environ, **self.environment, "NOTIFY_SOCKET": name},
                 stdin=subprocess.DEVNULL,
@@ -231,9 +241,17 @@ path = "{self.root_key}"
 
     def workers(self) -> list[int]:
         """Return the pids of the workers."""
+        return self._children("keysided-worker")
+
+    def recorder(self) -> int:
+        """Return the pid of the process that keeps the audit log."""
+        (pid,) = self._children("keysided-audit")
+        return pid
+
+    def _children(self, name: str) -> list[int]:
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in children.read_text().split()]
+        return [pid for pid in map(int, children.read_text().split()) if read_name(pid) == name]
 
     def call(
         self,
@@ -302,6 +320,14 @@ import os
 import keyside
 client = keyside.Client(expected_owner=int(os.environ["KEYSIDE_TEST_OWNER"]))
 """
+
+
+def read_name(pid: int) -> str:
+    """Return what ``ps`` calls a process; nothing where it has just been reaped."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def make_notify_socket() -> tuple[str, sockets.socket]:

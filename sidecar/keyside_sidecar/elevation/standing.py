@@ -1,0 +1,105 @@
+"""Whether people are still who they were: their groups, and whether their accounts are locked.
+
+Groups are what the name service says now. Whether an account is locked or has expired is asked of
+PAM in a helper process, and believed for ``membership_ttl``. Where either can't be known, nothing
+is allowed, and nobody's grant is ended either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from keyside_sidecar.errors import AuthenticationFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from keyside_sidecar.clock import Clock
+    from keyside_sidecar.pam.authenticator import Authenticator
+    from keyside_sidecar.peer.identity import Identifier
+
+# What says that the account is not in order, and not that this can't be known now.
+_FALLEN: Final = frozenset({"locked", "expired", "password_expired", "unknown_account", "denied"})
+_MAX_REMEMBERED: Final = 4096
+
+
+class Standing:
+    """Asks about people.
+
+    Args:
+        identifier: For groups.
+        authenticator: For accounts; None without ``[elevation]``.
+        clock: For the age of answers.
+        ttl_s: How long an answer about an account is believed, in seconds.
+    """
+
+    def __init__(
+        self,
+        identifier: Identifier,
+        authenticator: Authenticator | None,
+        clock: Clock,
+        ttl_s: float,
+    ) -> None:
+        self._identifier = identifier
+        self._authenticator = authenticator
+        self._clock = clock
+        self._ttl_s = ttl_s
+        # When an account was last found in order. That it was not is never remembered.
+        self._sound_s: dict[int, float] = {}
+        self._asking: dict[int, asyncio.Lock] = {}
+
+    async def authenticate(self, uid: int, password: bytes) -> None:
+        """Have PAM check a person's password and account.
+
+        Raises:
+            AuthenticationFailed: It is not theirs, the account is not in order, too many tries
+                failed lately, or PAM can't be asked.
+        """
+        if self._authenticator is None:
+            raise AuthenticationFailed("unavailable")
+        began_s = self._clock.monotonic_s()
+        await self._authenticator.authenticate(uid, password)
+        self._remember(uid, began_s)
+
+    async def read_groups(self, uids: Iterable[int]) -> dict[int, frozenset[int]]:
+        """Return each account's groups now; none where there is no such account.
+
+        Raises:
+            Refused: The name service is away.
+        """
+        found = {}
+        for uid in uids:
+            found[uid] = await self._identifier.groups_of(uid) or frozenset()
+        return found
+
+    async def find_fallen(self, uids: Iterable[int]) -> frozenset[int]:
+        """Return those whose account is locked, has expired or is gone.
+
+        Raises:
+            AuthenticationFailed: That can't be known of one of them now.
+        """
+        return frozenset([uid for uid in uids if await self._has_fallen(uid)])
+
+    async def _has_fallen(self, uid: int) -> bool:
+        async with self._asking.setdefault(uid, asyncio.Lock()):
+            now_s = self._clock.monotonic_s()
+            if now_s - self._sound_s.get(uid, float("-inf")) < self._ttl_s:
+                return False
+            if self._authenticator is None:
+                raise AuthenticationFailed("unavailable")
+            try:
+                await self._authenticator.check_account(uid)
+            except AuthenticationFailed as error:
+                if error.outcome not in _FALLEN:
+                    raise
+                self._sound_s.pop(uid, None)
+                return True
+            self._remember(uid, now_s)
+            return False
+
+    def _remember(self, uid: int, checked_s: float) -> None:
+        if len(self._sound_s) >= _MAX_REMEMBERED:
+            self._sound_s.clear()
+            self._asking = {held: lock for held, lock in self._asking.items() if lock.locked()}
+        self._sound_s[uid] = checked_s
