@@ -30,7 +30,7 @@ check: install
 	@.venv/bin/python tools/generate_stubs.py --check
 
 unit: install
-	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux initdb=postgresql
+	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux setpriv=util-linux useradd=passwd chpasswd=passwd initdb=postgresql
 	@mkdir -p build; python=$$(readlink -f .venv)/bin/python; log=build/integration.log; \
 	echo "tests/integration runs meanwhile, and writes to $$log"; \
 	$$python -m pytest tests/integration >$$log 2>&1 & integration=$$!; \
@@ -39,7 +39,7 @@ unit: install
 	wait $$integration || code=$$?; cat $$log; exit $$code
 
 soak: install
-	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux initdb=postgresql
+	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux setpriv=util-linux useradd=passwd chpasswd=passwd initdb=postgresql
 	@KEYSIDE_SOAK=1 $$(readlink -f .venv)/bin/python -m pytest -m soak
 
 bench: install

@@ -1,4 +1,4 @@
-"""``make demo``: a sidecar, a service that uses it, two rollovers and a stranger, for real.
+"""``make demo``: a sidecar, a service that uses it, rollovers, a stranger, the log, for real.
 
 Everything happens in a directory of its own, which is removed at the end. Run by root, the sidecar,
 the service, the operator and the stranger are different uids (no accounts are made); otherwise all
@@ -54,6 +54,7 @@ class Demo:
         self.config = home / "keyside.toml"
         self.socket = home / "run" / "keyside.sock"
         self.daemon: subprocess.Popen[bytes] | None = None
+        self.public_key = ""
         self.step_number = 0
 
     # -- what is shown -----------------------------------------------------------------------
@@ -80,8 +81,9 @@ class Demo:
         self.show_refusal()
         if own_file is not None:
             self.show_own_file(own_file)
-        self.step("Stop")
+        self.step("Stop; is the audit log of all this what was written, and whole?")
         self.stop()
+        self.verify_log()
         self.summarise()
 
     def say_who(self) -> None:
@@ -125,13 +127,24 @@ class Demo:
             raise DemoFailed("the decrypted file differs from yours")
         print(f"  identical: {own_file.stat().st_size:,} bytes")
 
+    def verify_log(self) -> None:
+        """Have the log proved, and show that one altered character is found."""
+        files = [self.home / "state" / "audit.jsonl"]
+        verify = [BIN / "keyside", "audit", "verify", "--public-key", self.public_key, *files]
+        self.show(verify, expect=0)
+        print("  somebody changes one word of it, and a refusal becomes a success …")
+        changed = files[0].read_text().replace('"outcome":"refused"', '"outcome":"ok"', 1)
+        files[0].write_text(changed)
+        self.show(verify, expect=65)
+
     def summarise(self) -> None:
         """Say what happened and where to go next."""
         print()
         print(f"Done. {self.records:,} secrets were encrypted by a service that never saw a key,")
         print("outlived rollovers of it, and were moved to its current version unopened.")
+        print("Every call is on a record that nobody can quietly change.")
         print("Next: README.md (use it from your service), docs/configuration.md (set it up for")
-        print("good), deploy/systemd/ (run it), docs/envelope.md (what the bytes mean).")
+        print("good), deploy/systemd/ (run it), docs/elevation.md (when a person has to look).")
 
     # -- how it is done ----------------------------------------------------------------------
 
@@ -144,7 +157,8 @@ class Demo:
             self.own(directory, role)
         (self.home / "state").chmod(0o700)
         self.write_config(operator=ROOT)
-        self.show([BIN / "keysided", "--config", self.config, "init"], expect=0)
+        made = self.show([BIN / "keysided", "--config", self.config, "init"], expect=0)
+        self.public_key = made.partition("public key is ")[2].split()[0]
 
     def write_config(self, *, operator: bool) -> None:
         """Write a configuration; ``operator`` makes the operator's uid one."""
@@ -245,8 +259,8 @@ allow_users = [64104]
         expect: int,
         stdin: bytes = b"",
         quiet_name: str = "",
-    ) -> None:
-        """Run a command, print it with its output, and check its exit code."""
+    ) -> str:
+        """Run a command, print it with its output, check its exit code; return the output."""
         name = quiet_name or Path(command[0]).name
         words = [str(word) for word in command[1:] if word != self.home / "gateway.py"]
         print(f"  {role.name}$ {name} {' '.join(words).replace(str(self.home), '…')}")
@@ -260,6 +274,7 @@ allow_users = [64104]
             raise DemoFailed(f"{name} ended with {done.returncode}, not {expect}")
         if expect:
             print(f"    (exit code {done.returncode}, as it should)")
+        return done.stdout.decode(errors="replace")
 
     def invoke(
         self, role: Role, command: list[str | Path], stdin: bytes = b""

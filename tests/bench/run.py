@@ -163,7 +163,7 @@ def measure(sidecar: Sidecar, directory: Path, rounds: int, calls: int) -> list[
                 sidecar.socket,
                 "/keyside.v1.EncryptionService/Encrypt",
                 body,
-                [sidecar.process.pid, *sidecar.workers()],
+                [sidecar.process.pid, *sidecar.workers(), sidecar.recorder()],
                 len(frame(answer.SerializeToString())),
             )
         ]

@@ -43,6 +43,7 @@ def test_the_demonstration_runs_to_its_end(as_root: bool) -> None:  # noqa: FBT0
         assert "rewrapped 60 accounts" in done.stdout
         assert "(exit code 77, as it should)" in done.stdout
         assert "identical: 200,000 bytes" in done.stdout
+        assert "(exit code 65, as it should)" in done.stdout
         assert ("What this can't show" in done.stdout) == (not as_root or not IS_ROOT)
 
 

@@ -24,9 +24,10 @@ def sidecar() -> Iterator[Sidecar]:
 
 
 def list_processes(sidecar: Sidecar) -> list[Path]:
-    """Return where /proc describes the supervisor and its workers."""
+    """Return where /proc describes the supervisor, its workers and its recorder."""
     assert sidecar.process is not None
-    return [Path(f"/proc/{pid}") for pid in (sidecar.process.pid, *sidecar.workers())]
+    pids = (sidecar.process.pid, *sidecar.workers(), sidecar.recorder())
+    return [Path(f"/proc/{pid}") for pid in pids]
 
 
 def read_status(process: Path) -> dict[str, str]:
@@ -48,7 +49,7 @@ def test_i7_no_process_can_leave_a_core_dump(sidecar: Sidecar) -> None:
         assert (process / "limits").stat().st_uid == 0
 
 
-def test_workers_run_as_the_account_with_nothing_of_root_left(sidecar: Sidecar) -> None:
+def test_workers_and_recorder_run_as_the_account_with_nothing_of_root_left(sidecar: Sidecar) -> None:
     for process in list_processes(sidecar)[1:]:
         status = read_status(process)
         assert status["Uid"].split() == [str(SIDECAR_UID)] * 4
@@ -77,5 +78,5 @@ def test_i7_no_key_material_in_arguments_or_environment(sidecar: Sidecar) -> Non
         for process in list_processes(sidecar)
         for name in ("cmdline", "environ", "comm")
     }
-    assert len(places) == 9
+    assert len(places) == 12
     assert find_secrets(places, secrets) == []
