@@ -49,7 +49,9 @@ def test_i7_no_process_can_leave_a_core_dump(sidecar: Sidecar) -> None:
         assert (process / "limits").stat().st_uid == 0
 
 
-def test_workers_and_recorder_run_as_the_account_with_nothing_of_root_left(sidecar: Sidecar) -> None:
+def test_workers_and_recorder_run_as_the_account_with_nothing_of_root_left(
+    sidecar: Sidecar,
+) -> None:
     for process in list_processes(sidecar)[1:]:
         status = read_status(process)
         assert status["Uid"].split() == [str(SIDECAR_UID)] * 4

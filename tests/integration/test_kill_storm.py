@@ -302,6 +302,9 @@ def test_i5_i10_killed_at_any_instant_nothing_is_lost(stage: Stage) -> None:
         for trouble in ("STORE_TAMPERED", "ROOT_KEY_UNUSABLE", "uncaught exception", "went wrong"):
             assert trouble not in log
         assert "worker failed" not in log
+        # Whatever was killed when: no record was changed, and the last run ended properly.
+        verified = sidecar.verify_log()
+        assert verified.returncode == 0, verified.stdout
 
 
 def rage(
@@ -324,7 +327,7 @@ def rage(
         doom(stage)
         for _ in range(3):
             time.sleep(choices.uniform(0, 0.1))
-            kill_one_worker(stage, choices)
+            kill_one_process(stage, choices)
             kills += 1
             check_store(stage, operators, told)
         # Successors are on their way, and may be anywhere between their fork and serving.
@@ -352,12 +355,14 @@ def await_doom(stage: Stage) -> None:
     store.close()
 
 
-def kill_one_worker(stage: Stage, choices: random.Random) -> None:
-    """Kill one of the workers that there are now."""
+def kill_one_process(stage: Stage, choices: random.Random) -> None:
+    """Kill one of the workers that there are now, or a recorder."""
 
     def list_alive() -> list[int]:
-        workers = [pid for sidecar in stage.sidecars for pid in sidecar.workers()]
-        return [pid for pid in workers if is_running(pid)]
+        found = [
+            pid for sidecar in stage.sidecars for pid in (*sidecar.workers(), *sidecar.recorders())
+        ]
+        return [pid for pid in found if is_running(pid)]
 
     os.kill(choices.choice(eventually(list_alive, bool)), signal.SIGKILL)
 

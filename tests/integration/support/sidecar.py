@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket as sockets
@@ -67,6 +68,7 @@ class Sidecar:
         settings: Further lines of ``[sidecar]``.
         descriptors: What the daemon inherits.
         notified: What it has told its service manager, over all its runs.
+        public_key: The audit log's first, in hex; ``prepare`` learns it.
     """
 
     directory: Path
@@ -79,6 +81,7 @@ class Sidecar:
     process: subprocess.Popen[bytes] | None = None
     descriptors: Sequence[int] = ()
     notified: list[str] = field(default_factory=list)
+    public_key: str = ""
     _manager: sockets.socket | None = None
 
     @property
@@ -142,13 +145,16 @@ checkpoint_syslog = false
         self.directory.chmod(0o755)
         for name, mode in (("run", 0o755), ("state", 0o700), ("audit", 0o700)):
             directory = self.directory / name
-            directory.mkdir(mode=0o755)
+            directory.mkdir(mode=0o755, exist_ok=True)  # a test may have mounted something there
             if IS_ROOT:
                 os.chown(directory, SIDECAR_UID, SIDECAR_GID)
             directory.chmod(mode)
         self.write_config()
         done = self.keysided("init")
         assert done.returncode == 0, done.stderr
+        found = re.search(r"public key is ([0-9a-f]{64})", done.stdout)
+        assert found, done.stdout
+        self.public_key = found[1]
 
     def keysided(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run an administrative command to its end."""
@@ -164,6 +170,17 @@ checkpoint_syslog = false
             ],
             env={**os.environ, **self.environment},
             stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def verify_log(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Verify the audit log, offline, against the key that ``init`` has printed."""
+        given = arguments or ("--public-key", self.public_key)
+        return subprocess.run(
+            [Path(PYTHON).with_name("keyside"), "audit", "verify", *given, self.audit_log.parent],
             capture_output=True,
             text=True,
             timeout=60,
@@ -245,8 +262,12 @@ checkpoint_syslog = false
 
     def recorder(self) -> int:
         """Return the pid of the process that keeps the audit log."""
-        (pid,) = self._children("keysided-audit")
+        (pid,) = self.recorders()
         return pid
+
+    def recorders(self) -> list[int]:
+        """Return that pid; nothing while another one is about to be started."""
+        return self._children("keysided-audit")
 
     def _children(self, name: str) -> list[int]:
         assert self.process is not None
