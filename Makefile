@@ -1,7 +1,7 @@
 # make demo   shows the main job on this machine       make test   checks and tests everything
-# make bench  measures, beside bare gRPC servers       make soak   the long forms of the tests
+# make bench  measures it beside its peers             make soak   the long forms of tests and bench
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo test check unit bench soak stubs lock format clean
+.PHONY: help venv install demo test check unit bench bench-quick soak stubs lock format clean
 
 SOURCES := $(shell find client sidecar protos -type f -not -name '*.pyc') pyproject.toml README.md
 PATHS := client sidecar tests tools examples
@@ -38,21 +38,35 @@ unit: install
 	code=0; $$python -m pytest tests/unit tests/property || code=$$?; \
 	wait $$integration || code=$$?; cat $$log; exit $$code
 
-soak: install
-	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux setpriv=util-linux useradd=passwd chpasswd=passwd initdb=postgresql
-	@KEYSIDE_SOAK=1 $$(readlink -f .venv)/bin/python -m pytest -m soak
+soak: install .venv/.peers
+	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux setpriv=util-linux useradd=passwd chpasswd=passwd initdb=postgresql $(BENCH_PACKAGES)
+	@python=$$(readlink -f .venv)/bin/python; code=0; \
+	KEYSIDE_SOAK=1 $$python -m pytest -m soak || code=$$?; \
+	$$python tests/bench/run.py --soak || code=$$?; exit $$code
 
-bench: install
-	@tools/system_packages.sh h2load=nghttp2-client
+# What Keyside is measured beside; bench.lock agrees with requirements.lock, so nothing else changes.
+BENCH_PACKAGES := h2load=nghttp2-client age=age
+.venv/.peers: bench.lock .venv/.installed
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r bench.lock
+	@touch $@
+
+bench: install .venv/.peers
+	@tools/system_packages.sh $(BENCH_PACKAGES)
 	@$$(readlink -f .venv)/bin/python tests/bench/run.py
+
+bench-quick: install .venv/.peers
+	@tools/system_packages.sh $(BENCH_PACKAGES)
+	@$$(readlink -f .venv)/bin/python tests/bench/run.py --quick
 
 stubs: install
 	@.venv/bin/python tools/generate_stubs.py
 
-# Needs uv. The lock file holds hashes and no addresses.
+# Needs uv. The lock files hold hashes and no addresses.
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --extra sidecar --group dev --custom-compile-command "make lock" -o requirements.lock pyproject.toml
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --group bench --constraints requirements.lock --custom-compile-command "make lock" -o bench.lock
 
 format: install
 	@.venv/bin/ruff format $(PATHS)

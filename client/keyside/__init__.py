@@ -32,8 +32,10 @@ if TYPE_CHECKING:
         VersionRange,
     )
     from keyside.aio import AsyncClient
+    from keyside.batch_results import BatchResult, OpenedResult, SealedResult
     from keyside.client import Client
     from keyside.credential import Credential
+    from keyside.data_keys import IssuedDataKey, OpenedDataKey
     from keyside.errors import (
         AccessRefused,
         AuthenticationFailed,
@@ -70,6 +72,9 @@ if TYPE_CHECKING:
         VersionChange,
         VersionUsage,
     )
+    from keyside.files import open  # noqa: A004  (what it is to files that are not sealed)
+    from keyside.local import LocalCipher
+    from keyside.local_aio import AsyncLocalCipher
 
     __version__: str
 
@@ -84,8 +89,10 @@ __all__ = [
     "AccessUse",
     "ActivatedAccess",
     "AsyncClient",
+    "AsyncLocalCipher",
     "AuditRecord",
     "AuthenticationFailed",
+    "BatchResult",
     "Caller",
     "Client",
     "ClosedClient",
@@ -94,21 +101,26 @@ __all__ = [
     "DeadlineExceeded",
     "EnvelopeRejected",
     "InvalidArgument",
+    "IssuedDataKey",
     "Key",
     "KeyStatus",
     "KeyVersion",
     "KeyVersionState",
     "KeysideError",
     "LimitExceeded",
+    "LocalCipher",
     "NoSuchRecord",
     "NoSuchRequest",
     "NoSuchVersion",
     "NotIdentified",
     "NotPermitted",
+    "OpenedDataKey",
+    "OpenedResult",
     "Person",
     "Problem",
     "RolloverPolicy",
     "Rotation",
+    "SealedResult",
     "Serving",
     "SidecarProcess",
     "Status",
@@ -123,6 +135,7 @@ __all__ = [
     "__version__",
     "envelope",
     "errors",
+    "open",
 ]
 
 _FACTS: Final = frozenset(
@@ -162,6 +175,14 @@ _PLACES: Final = {
     "Client": "keyside.client",
     "AsyncClient": "keyside.aio",
     "Credential": "keyside.credential",
+    "BatchResult": "keyside.batch_results",
+    "OpenedResult": "keyside.batch_results",
+    "SealedResult": "keyside.batch_results",
+    "IssuedDataKey": "keyside.data_keys",
+    "OpenedDataKey": "keyside.data_keys",
+    "LocalCipher": "keyside.local",
+    "AsyncLocalCipher": "keyside.local_aio",
+    "open": "keyside.files",
     **dict.fromkeys(_ACCESS_FACTS, "keyside.access_facts"),
     **dict.fromkeys(_FACTS, "keyside.facts"),
 }

@@ -32,7 +32,9 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # Without its own pool, a channel made after a fork would take up the parent's connection.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
-    ("grpc.enable_retries", 0),
+    # Of calls that the server has never seen, as when it has just sent the connection away; no
+    # policy for others can come from anywhere.
+    ("grpc.enable_retries", 1),
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),

@@ -66,7 +66,7 @@ def encrypt_request(
     """
     return encryption_pb2.EncryptRequest(
         key=parse_key_name(key),
-        plaintext=_as_bytes("plaintext", plaintext),
+        plaintext=as_bytes("plaintext", plaintext),
         context=as_context(context),
     )
 
@@ -80,7 +80,7 @@ def decrypt_request(
         InvalidArgument: A value is of another type.
     """
     return encryption_pb2.DecryptRequest(
-        envelope=_as_bytes("envelope", envelope), context=as_context(context)
+        envelope=as_bytes("envelope", envelope), context=as_context(context)
     )
 
 
@@ -90,7 +90,7 @@ def rewrap_request(envelope: bytes | bytearray | memoryview) -> encryption_pb2.R
     Raises:
         InvalidArgument: The envelope is of another type.
     """
-    return encryption_pb2.RewrapRequest(envelope=_as_bytes("envelope", envelope))
+    return encryption_pb2.RewrapRequest(envelope=as_bytes("envelope", envelope))
 
 
 def reencrypt_request(
@@ -102,7 +102,7 @@ def reencrypt_request(
         InvalidArgument: A value is of another type.
     """
     return encryption_pb2.ReencryptRequest(
-        envelope=_as_bytes("envelope", envelope), context=as_context(context)
+        envelope=as_bytes("envelope", envelope), context=as_context(context)
     )
 
 
@@ -302,7 +302,12 @@ def _check_number(field: str, number: int) -> None:
         raise InvalidArgument(f"{field} is a version's number, 1 or more")
 
 
-def _as_bytes(field: str, value: bytes | bytearray | memoryview) -> bytes:
+def as_bytes(field: str, value: bytes | bytearray | memoryview) -> bytes:
+    """Return a value's bytes.
+
+    Raises:
+        InvalidArgument: It is of another type.
+    """
     if isinstance(value, bytes):
         return value
     if isinstance(value, (bytearray, memoryview)):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from keyside.errors import (
     AccessRefused,
@@ -97,6 +97,24 @@ def translate_status(
     details = _read_details(metadata)
     if not details.reason:
         return _translate_foreign(code, text, details, socket)
+    return _make_error(code, text, details)
+
+
+def translate_item(status: status_pb2.Status) -> KeysideError:
+    """Return the error for an item of a batch, whose status is in the answer and not OK."""
+    details = _read_status(status)
+    try:
+        code = code_pb2.Code.Name(status.code)
+    except ValueError:
+        code = "UNKNOWN"
+    if not details.reason:
+        error = UnexpectedAnswer(f"the sidecar answered an item with {code} and said no more")
+        error.code = code
+        return error
+    return _make_error(code, status.message, details)
+
+
+def _make_error(code: str, text: str, details: _Details) -> KeysideError:
     kind = _choose_kind(code, details.reason)
     if details.violations:
         named = "; ".join(f"{name}: {why}" for name, why in details.violations)
@@ -163,12 +181,19 @@ def _read_details(metadata: Iterable[tuple[str, str | bytes]]) -> _Details:
     packed = next((value for name, value in metadata if name == _DETAILS_KEY), b"")
     if not isinstance(packed, bytes):
         return _Details()
+    try:
+        return _read_status(status_pb2.Status.FromString(packed))
+    except DecodeError:
+        return _Details()
+
+
+def _read_status(status: status_pb2.Status) -> _Details:
     reason = remedy = request_id = ""
     violations: list[tuple[str, str]] = []
     info = error_details_pb2.ErrorInfo()
     bad = error_details_pb2.BadRequest()
     try:
-        for detail in status_pb2.Status.FromString(packed).details:
+        for detail in status.details:
             if detail.Is(info.DESCRIPTOR):
                 detail.Unpack(info)
                 if info.domain == DOMAIN:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keyside._async_access import AsyncPeopleCalls
+from keyside._async_bulk import AsyncBulkCalls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from keyside.v1 import keys_pb2
 
 
-class AsyncClient(AsyncPeopleCalls):
+class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
     """Calls the sidecar on this host, from one event loop.
 
     Guarantees and arguments are those of ``keyside.Client``; methods, arguments and errors are the

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keyside._access import PeopleCalls
+from keyside._bulk import BulkCalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from keyside.v1 import keys_pb2
 
 
-class Client(PeopleCalls):
+class Client(BulkCalls, PeopleCalls):
     """Calls the sidecar on this host.
 
     Guarantees: nothing is sent before the socket was found to belong to whom it should

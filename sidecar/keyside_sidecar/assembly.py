@@ -22,7 +22,9 @@ from keyside_sidecar.peer.tickets import TicketRegistry
 from keyside_sidecar.rpc.access import AccessServicer
 from keyside_sidecar.rpc.arrivals import Arrivals
 from keyside_sidecar.rpc.audit import AuditServicer
+from keyside_sidecar.rpc.batches import BatchServicer
 from keyside_sidecar.rpc.calls import Limits
+from keyside_sidecar.rpc.data_keys import DataKeyServicer
 from keyside_sidecar.rpc.encryption import EncryptionServicer
 from keyside_sidecar.rpc.granted import GrantedCalls
 from keyside_sidecar.rpc.guard import Guard
@@ -30,8 +32,10 @@ from keyside_sidecar.rpc.health import HealthServicer
 from keyside_sidecar.rpc.journal import Journal
 from keyside_sidecar.rpc.keys import KeyServicer
 from keyside_sidecar.rpc.refusals import RefusalLog
-from keyside_sidecar.rpc.server import InnerServers
+from keyside_sidecar.rpc.server import InnerServers, max_call_bytes
 from keyside_sidecar.rpc.status_service import StatusServicer
+from keyside_sidecar.rpc.turns import Turns
+from keyside_sidecar.rpc.versions import Versions
 from keyside_sidecar.store import Store
 
 if TYPE_CHECKING:
@@ -109,24 +113,31 @@ class Parts:
             host=host,
         )
         share = config.sidecar.workers
+        # A worker's share of the host's limits, rounded up.
+        limits = Limits(
+            -(-config.sidecar.max_calls // share), -(-config.sidecar.max_calls_per_uid // share)
+        )
+        turns = Turns(limits.count)
         guard = Guard(
             registry=self.registry,
             identifier=self.identifier,
             policy=policy,
-            # A worker's share of the host's limits, rounded up.
-            limits=Limits(
-                -(-config.sidecar.max_calls // share), -(-config.sidecar.max_calls_per_uid // share)
-            ),
+            limits=limits,
             refusals=self.refusals,
             arrivals=self.arrivals,
             journal=self.journal,
             granted=GrantedCalls(self.office, self.journal, self.identifier),
+            turns=turns,
+            max_call_bytes=max_call_bytes(config),
         )
+        versions = Versions(self.keyring, clock)
         self.servers = InnerServers(
             config,
             directory,
             guard=guard,
-            encryption=EncryptionServicer(config, self.keyring, clock),
+            encryption=EncryptionServicer(config, self.keyring, versions),
+            batches=BatchServicer(config, self.keyring, versions, turns),
+            data_keys=DataKeyServicer(config, self.keyring, versions),
             keys=KeyServicer(config, policy, self.keyring, clock),
             access=AccessServicer(self.office, policy, self.identifier),
             audit=AuditServicer(config.audit.path, policy),

@@ -8,6 +8,9 @@ A READY worker says that it is alive each second. Silence is counted in checks t
 made, not in seconds: a host that was paused must not cost all its workers. An UNRESPONSIVE one is
 given no connections. A worker is not trusted: it runs as another account, and whatever it says that
 isn't one of the few known packets ends it.
+
+Workers belong to generations: a reload starts a new one beside the one that serves. Connections go
+to the generation that serves; ``retire`` has the others drained.
 """
 
 from __future__ import annotations
@@ -105,6 +108,7 @@ class Member:
     ready: bool = False
     silent_checks: int = 0
     checks: int = 0
+    generation: int = 0
     outbox: deque[tuple[dict[str, Any], Luggage | None, int]] = field(default_factory=deque)
 
     @property
@@ -151,6 +155,8 @@ class Crew:
         self._on_pam = on_pam
         self._members: dict[int, Member] = {}
         self._indexes = itertools.count()
+        # The one whose workers are given connections.
+        self.generation = 0
         self._loop.after(_CHECK_S, self._check)
 
     def __len__(self) -> int:
@@ -161,18 +167,23 @@ class Crew:
 
     def ready(self) -> list[Member]:
         """Return the workers that may be given connections."""
-        return [member for member in self if member.takes_connections]
+        return [member for member in self.of(self.generation) if member.takes_connections]
+
+    def of(self, generation: int) -> list[Member]:
+        """Return the workers of one generation."""
+        return [member for member in self if member.generation == generation]
 
     def find_starting(self, pid: int) -> Member | None:
         """Return the worker of that pid if it isn't ready yet: its call is the one to itself."""
         member = self._members.get(pid)
         return member if member is not None and not member.ready else None
 
-    def fork(self, work: Callable[[Channel], int]) -> Member:
+    def fork(self, work: Callable[[Channel], int], generation: int = 0) -> Member:
         """Start a worker.
 
         Args:
             work: Runs in the forked child with its end of the channel; returns the exit code.
+            generation: Which one it belongs to.
 
         Raises:
             OSError: The host has no room for it; nothing is left behind.
@@ -183,7 +194,7 @@ class Crew:
             ours.close()
             return work(theirs)
 
-        member = Member(next(self._indexes), 0, ours)
+        member = Member(next(self._indexes), 0, ours, generation=generation)
         try:
             member.pid = self._children.fork(
                 "keysided-worker", run, lambda code: self._note_ended(member, code)
@@ -216,15 +227,43 @@ class Crew:
         """Give a worker its end of a pair whose other end a new recorder has; ours is closed."""
         self._post(member, {"audit": True}, RecorderEnd(end))
 
+    def tell(self, fields: dict[str, Any], only: Member | None = None) -> None:
+        """Send a packet to every worker, or to one."""
+        for member in self if only is None else (only,):
+            self._post(member, fields)
+
     def drain(self, grace_s: float) -> None:
         """Tell every worker to finish its calls within ``grace_s`` seconds and end."""
         for member in self:
-            others = [entry for entry in member.outbox if not entry[2]]
-            member.outbox = deque(entry for entry in member.outbox if entry[2])
-            self._empty_outbox(member)  # the connections that it hasn't been given
-            for fields, luggage, _number in others:
-                self._post(member, fields, luggage)
-            self._post(member, {"drain": grace_s})
+            for arrival in self._dismiss(member, grace_s, succeeded=False):
+                arrival.close()
+
+    def retire(self, grace_s: float) -> list[Arrival]:
+        """Tell the workers of other generations than the one that serves to finish and end.
+
+        Returns:
+            The connections that they had not been given yet; whose they are is up to the caller.
+        """
+        left: list[Arrival] = []
+        for member in self:
+            if member.generation != self.generation:
+                left += self._dismiss(member, grace_s, succeeded=True)
+        return left
+
+    def _dismiss(self, member: Member, grace_s: float, *, succeeded: bool) -> list[Arrival]:
+        """Have a worker drained; return the connections that it hasn't been given."""
+        left = []
+        kept: deque[tuple[dict[str, Any], Luggage | None, int]] = deque()
+        for entry in member.outbox:
+            if isinstance(entry[1], Arrival):
+                left.append(entry[1])
+                self._ledger.remove(entry[2])
+            else:
+                kept.append(entry)
+        member.outbox = kept
+        self._post(member, {"drain": grace_s, "succeeded": succeeded})
+        self._flush(member)
+        return left
 
     def kill(self, member: Member, why: str) -> None:
         """End a worker at once."""

@@ -8,6 +8,7 @@ SidecarError
 ├── AccessFactsMissing        it can't be decided yet: the groups of some accounts are wanted
 ├── RequestError
 │   ├── BadRequest            a field of a request is wrong; holds field and description
+│   ├── MessageTooLarge       a request is longer than its call takes; holds both lengths
 │   ├── UnknownVersion        no such version of the key; becomes the uniform envelope error
 │   ├── VersionDisabled       disabled or destroyed; holds key, number, state
 │   ├── RotationConflict      the current version is no longer the expected one
@@ -137,6 +138,20 @@ class BadRequest(RequestError):
         self.field = field
         self.description = description
         self.reason = reason
+
+
+class MessageTooLarge(RequestError):
+    """The request's message is longer than this call takes.
+
+    Args:
+        size_bytes: How long it is.
+        limit_bytes: How long it may be.
+    """
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(f"the message has {size_bytes} bytes; this call takes {limit_bytes}")
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
 
 
 class UnknownVersion(RequestError):

@@ -5,6 +5,8 @@
        └──exit──► ended ◄──────────────────────────────────┘
                     └──after a pause that grows──► FORKED             "stop" ──► exit ──► reaped
 
+``replace`` tells it to stop, too, and starts another one at once: with other settings.
+
 The recorder keeps the log; the supervisor only introduces workers to it, and nothing here ever
 waits for it. Silence is counted in checks, as with workers (``crew.py``). It runs as the sidecar's
 account and is trusted no more than they are: what isn't one of its few packets ends it.
@@ -17,6 +19,7 @@ import logging
 import os
 import signal
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from keyside_sidecar.handover import Channel, HandoverError, make_channels
@@ -69,12 +72,15 @@ class Keeper:
         self._pid: int | None = None
         self._channel: Channel | None = None
         self._stopping = False
+        self._replacing = False
         self._silent_checks = 0
         self._checks = 0
         self._restart_pause_s = _RESTART_PAUSE_S
         # What the channel has no room for yet, oldest first, with the descriptor that goes along.
         self._outbox: deque[tuple[dict[str, Any], socket.socket | None]] = deque()
         self._records: deque[dict[str, Any]] = deque(maxlen=_MAX_RECORDS)
+        self._awaited: dict[int, Callable[[], None]] = {}
+        self._number = 0
         self.ready = False
         self._loop.after(_CHECK_S, self._check)
 
@@ -126,12 +132,39 @@ class Keeper:
         self._records.append(dict(record))
         self._pass_records()
 
+    def record(self, record: Mapping[str, object], on_recorded: Callable[[], None]) -> bool:
+        """Have a record written now.
+
+        Args:
+            record: The record.
+            on_recorded: Called when it is on the disk; never, where this recorder ends before.
+
+        Returns:
+            Whether there is a recorder to write it.
+        """
+        if not self.ready:
+            return False
+        self._number += 1
+        self._awaited[self._number] = on_recorded
+        self._post({"record": dict(record), "ack": self._number}, None)
+        return True
+
+    def replace(self) -> None:
+        """Have the recorder close its run and end, and start another one in its place.
+
+        Workers keep what is not on the disk, and send it to the next one.
+        """
+        if self.ready and not self._replacing:
+            self._replacing, self.ready = True, False
+            self._post({"stop": True}, None)
+            self._loop.after(_STOP_S, partial(self._kill, "it does not end", self._pid))
+
     def stop(self) -> None:
         """Tell the recorder that no more is to come; kill it where it does not end in time."""
         if self.running and not self._stopping:
             self._stopping = True
             self._post({"stop": True}, None)
-            self._loop.after(_STOP_S, lambda: self._kill("it does not end"))
+            self._loop.after(_STOP_S, partial(self._kill, "it does not end", self._pid))
 
     def close(self) -> None:
         """Let go of the recorder as the supervisor ends: it sees that, and ends by itself."""
@@ -161,10 +194,15 @@ class Keeper:
         self._outbox.clear()
         self._pid = self._channel = None
         self.ready = False
-        self._on_ended(code)
+        self._awaited.clear()
+        replaced, self._replacing = self._replacing, False
+        if replaced and code == 0 and not self._stopping:
+            self._start_again()
+        else:
+            self._on_ended(code)
 
-    def _kill(self, why: str) -> None:
-        if self._pid is not None:
+    def _kill(self, why: str, only_pid: int | None = None) -> None:
+        if self._pid is not None and only_pid in {None, self._pid}:
             event(_log, logging.ERROR, "killing the recorder", pid=self._pid, why=why)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
@@ -224,9 +262,11 @@ class Keeper:
             os.close(descriptor)
         self._silent_checks = 0
         match packet.fields:
-            case {"alive": True} | {"recorded": int()}:
+            case {"alive": True}:
                 pass
-            case {"ready": True} if not self.ready:
+            case {"recorded": int(number)}:
+                self._awaited.pop(number, _do_nothing)()
+            case {"ready": True} if not self.ready and not self._replacing:
                 self.ready = True
                 event(_log, logging.INFO, "recorder ready", pid=self._pid)
                 self._on_ready()
@@ -243,3 +283,7 @@ class Keeper:
         self._silent_checks += 1
         if self._silent_checks == (_KILL_AFTER if self.ready else _START_CHECKS):
             self._kill("it does not respond")
+
+
+def _do_nothing() -> None:
+    """Stand in for whoever waited for a record that nobody waits for."""

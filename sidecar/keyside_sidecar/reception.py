@@ -80,6 +80,12 @@ class Reception:
         self._refused: Counter[int] = Counter()
         self._closed = False
 
+    def adopt(self, policy: Policy, *, process_mode: bool) -> None:
+        """Go on under another policy; the arguments are those of the class."""
+        self._policy_gids = policy.gids
+        self._policy_uids = policy.uids
+        self._process_mode = process_mode
+
     def open(self) -> None:
         """Begin to accept."""
         if not self._closed:
@@ -145,8 +151,13 @@ class Reception:
         arrival = Arrival(connection, self._without_idle_groups(credential), pidfd)
         if starting is not None:
             self._crew.hand_over(arrival, starting, arrival.credential)
-        elif not self._dispatch(arrival):
-            number = self._ledger.add(peer.uid, _NO_WORKER)
+        else:
+            self.place(arrival)
+
+    def place(self, arrival: Arrival) -> None:
+        """Find a worker for a connection, now or within a few seconds."""
+        if not self._dispatch(arrival):
+            number = self._ledger.add(arrival.credential.uid, _NO_WORKER)
             self._waiting.append((time.monotonic() + _WAIT_FOR_WORKER_S, number, arrival))
             self._loop.after(_WAIT_FOR_WORKER_S, self._give_up_waiting)
 

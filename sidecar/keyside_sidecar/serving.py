@@ -9,6 +9,8 @@ the store, and an audit log that can be written (I8); EncryptionService needs th
 ``[audit] on_failure`` says. StatusService and AuditService always answer. A store that was tampered
 with turns ``""`` red, and KeyService and AccessService (I6), and a log that fails turns ``""`` red;
 EncryptionService goes on with what was authentic when it was read.
+
+A worker whose successors serve already (a reload) is RUNNING until its callers have gone to them.
 """
 
 from __future__ import annotations
@@ -69,12 +71,23 @@ class ServingBoard:
         self._clock = clock
         self.phase = Phase.STARTING
         self.started_at = clock.now()
+        # Successors serve: calls that last end, so that they come back to those.
+        self.is_succeeded = False
+        self._notice: Problem | None = None
         self._standing: list[Problem] = []
         self._sources: list[Callable[[], Iterable[Problem]]] = []
 
     def add_standing(self, reason: str, summary: str, remedy: str) -> None:
         """Add something that holds for the whole run and blocks nothing."""
         self._standing.append(Problem(reason, summary, remedy, self._clock.now()))
+
+    def set_notice(self, notice: tuple[str, str, str] | None) -> None:
+        """Show what the supervisor has to say, in place of what it said before.
+
+        Args:
+            notice: Reason, summary and remedy; None: nothing any more.
+        """
+        self._notice = None if notice is None else Problem(*notice, self._clock.now())
 
     def add_source(self, source: Callable[[], Iterable[Problem]]) -> None:
         """Ask ``source`` for its problems whenever someone wants to know."""
@@ -84,7 +97,8 @@ class ServingBoard:
         """Return what is wrong now, what blocks first."""
         found = [problem for source in self._sources for problem in source()]
         found.sort(key=lambda problem: not (problem.blocks_encryption or problem.blocks_keys))
-        return (*found, *self._standing)
+        notices = () if self._notice is None else (self._notice,)
+        return (*found, *notices, *self._standing)
 
     def serves_encryption(self) -> bool:
         """Return whether EncryptionService is served."""

@@ -4,11 +4,13 @@ It holds no key and never imports gRPC, so that it can fork at any time (``crew.
 plain loop (``loop.py``)::
 
     STARTING ──recorder ready, then all workers──► RUNNING ──SIGTERM/SIGINT──► DRAINING ──► exit
-        └──one of them ends──► exit with its code
+        └──one of them ends──► exit with its code      SIGHUP ──► a reload (``reload.py``)
 
 In RUNNING a worker that ends is replaced, after a pause that grows while they keep dying, and so is
 the recorder (``keeper.py``); a worker is started only while there is a recorder. In DRAINING the
-workers end first, so that their last records are written. People's passwords are checked in
+workers end first, so that their last records are written. A reload starts a generation of workers
+beside the one that serves; when all of them are ready, connections go to them only, and the former
+ones are drained. People's passwords are checked in
 processes of their own (``pam/desk.py``). A connection that arrives while no worker takes any waits
 for a few seconds (``reception.py``) and is then closed: gRPC tells that caller UNAVAILABLE, which
 is the truth.
@@ -18,8 +20,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
-import resource
 import signal
 import socket
 from dataclasses import dataclass
@@ -32,16 +34,19 @@ from keyside_sidecar.children import Children
 from keyside_sidecar.crew import Crew, Member
 from keyside_sidecar.errors import StartupError
 from keyside_sidecar.keeper import Keeper
-from keyside_sidecar.log import event
+from keyside_sidecar.log import event, set_up_logging
 from keyside_sidecar.loop import Loop
 from keyside_sidecar.pam.desk import Desk
 from keyside_sidecar.reception import Reception
+from keyside_sidecar.reload import Reload, Stage
 from keyside_sidecar.worker import WorkerSettings, run_worker
 
 if TYPE_CHECKING:
     from keyside_sidecar.access.policy import Policy
+    from keyside_sidecar.candidate import Candidate
     from keyside_sidecar.config import Config
     from keyside_sidecar.handover import Channel
+    from keyside_sidecar.pam.errand import Errand
     from keyside_sidecar.peer.listener import Listener
 
 _log = logging.getLogger(__name__)
@@ -52,9 +57,6 @@ _STEADY_AFTER_CHECKS: Final = 30
 # Beyond drain_timeout: what a person has begun settles, and the last records are written.
 _KILL_AFTER_S: Final = 8.0
 _EX_SOFTWARE: Final = 70
-# The caller's socket, both ends of the inner connection, and the pidfd.
-_DESCRIPTORS_PER_CONNECTION: Final = 4
-_DESCRIPTORS_BESIDE: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +97,8 @@ class Supervisor:
         self._ledger = Ledger(limits.max_connections, limits.max_connections_per_uid)
         self._loop = Loop()
         self._children = Children()
-        self._desk = (
-            Desk(
-                self._loop,
-                self._children,
-                service=config.elevation.pam_service,
-                timeout_s=config.elevation.pam_timeout_s,
-            )
-            if config.elevation is not None
-            else None
-        )
+        self._desk: Desk | None = None
+        self._set_up_desk(config)
         self._crew = Crew(
             self._loop,
             self._children,
@@ -112,7 +106,7 @@ class Supervisor:
             on_ready=self._on_ready,
             on_room=self._on_room,
             on_ended=self._on_worker_ended,
-            on_pam=None if self._desk is None else self._desk.take,
+            on_pam=self._on_pam,
         )
         self._keeper = Keeper(
             self._loop,
@@ -139,6 +133,21 @@ class Supervisor:
             public_path=listener.path,
             accept_rollback=accept_rollback,
         )
+        self._reload = Reload(
+            self._loop,
+            self._children,
+            self._keeper,
+            running=lambda: self._config,
+            close_in_child=self._close_in_child,
+            on_accepted=self._start_generation,
+            on_ended=self._on_reload_ended,
+        )
+        self._reload_wanted = self._recorder_outdated = False
+        # The settings of the generation that a reload starts, until it serves.
+        self._next: WorkerSettings | None = None
+        self._next_generation = 0
+        self._generations = itertools.count(1)
+        self._notice: tuple[str, str, str] | None = None
         self._workers_wanted = config.sidecar.workers
         self._wakeups: tuple[socket.socket, socket.socket] | None = None
         self._announced = False
@@ -181,6 +190,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, _ignore)  # the wake-up descriptor carries the number
         self._loop.watch(receiver.fileno(), self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
     def _on_signal(self) -> None:
         assert self._wakeups is not None  # noqa: S101
@@ -191,7 +201,8 @@ class Supervisor:
             if numbers & {signal.SIGTERM, signal.SIGINT}:
                 self._drain("told to stop")
             if signal.SIGHUP in numbers:
-                event(_log, logging.WARNING, "SIGHUP ignored: restart to read the configuration")
+                self._reload_wanted = True
+                self._reload_if_wanted()
 
     # -- workers ----------------------------------------------------------------------------
 
@@ -205,6 +216,7 @@ class Supervisor:
         self._crew.close_in_child()
         self._keeper.close_in_child()
         self._reception.close_in_child()
+        self._reload.close_in_child()
 
     def _fork_worker(self) -> None:
         """Start a worker, and introduce it to the recorder.
@@ -213,20 +225,25 @@ class Supervisor:
             OSError: The host has no room for it; nothing is left behind.
         """
         recorders, workers = _make_recorder_pair()
+        settings = self._next or self._settings
 
         def work(channel: Channel) -> int:
             self._close_in_child()
             recorders.close()
-            return run_worker(self._settings, channel, workers)
+            set_up_logging(settings.config.sidecar.log_level)
+            return run_worker(settings, channel, workers)
 
         try:
-            member = self._crew.fork(work)
+            serving = self._crew.generation
+            member = self._crew.fork(work, serving if self._next is None else self._next_generation)
         except OSError:
             recorders.close()
             raise
         finally:
             workers.close()
         self._keeper.introduce(member.pid, recorders)
+        if self._notice is not None:
+            self._crew.tell({"notice": self._notice}, member)
 
     def _fork_wanted(self) -> None:
         while self._workers_wanted and self._keeper.ready and not self._draining:
@@ -236,17 +253,24 @@ class Supervisor:
     def _on_room(self) -> None:
         self._reception.dispatch_waiting()
 
-    def _on_ready(self, _member: Member) -> None:
+    def _on_ready(self, member: Member) -> None:
         self._reception.dispatch_waiting()
-        if not self._announced and len(self._crew.ready()) == self._config.sidecar.workers:
+        if self._next is not None and member.generation == self._next_generation:
+            ready = [each for each in self._crew.of(member.generation) if each.ready]
+            if len(ready) == self._next.config.sidecar.workers:
+                self._switch(self._next)
+        elif not self._announced and len(self._crew.ready()) == self._config.sidecar.workers:
             self._announced = True
             # Accepted once: a worker that is started later takes no store that is put back later.
             self._settings = dataclasses.replace(self._settings, accept_rollback=False)
             event(_log, logging.INFO, "serving", socket=self._listener.path)
             notify.sd_notify("READY=1")
+            self._reload_if_wanted()
 
     def _on_worker_ended(self, member: Member, code: int) -> None:
-        if code != 0 or not self._draining:
+        starting = self._next is not None and member.generation == self._next_generation
+        retired = member.generation != self._crew.generation and not starting
+        if code != 0 or not (self._draining or retired):
             facts = {"event": "worker.ended", "outcome": "failed", "worker": member.pid}
             self._keeper.note({**facts, "details": {"code": code}})
         if self._draining:
@@ -254,6 +278,13 @@ class Supervisor:
         if not self._announced and not member.ready:
             self._exit_code = code if code > 0 else _EX_SOFTWARE
             self._drain("a worker could not start")
+            return
+        if retired:
+            self._settle_reload()
+            return
+        if starting:
+            why = f"a worker could not start (exit code {code})"
+            self._reload.fail("WORKERS_NOT_STARTED", why, "see keysided's log, and reload again")
             return
         event(_log, logging.ERROR, "worker ended; starting another", pid=member.pid, code=code)
         if member.checks > _STEADY_AFTER_CHECKS:
@@ -265,8 +296,14 @@ class Supervisor:
         self._restart_pause_s = min(self._restart_pause_s * 2, _MAX_RESTART_PAUSE_S)
 
     def _replace(self) -> None:
-        self._workers_wanted += 1
+        if self._next is None:  # otherwise a generation is about to serve in its place
+            self._want_workers()
         self._fork_replacements()
+
+    def _want_workers(self) -> None:
+        """Have as many started as the generation that serves lacks."""
+        there = len(self._crew.of(self._crew.generation))
+        self._workers_wanted = max(0, self._settings.config.sidecar.workers - there)
 
     def _fork_replacements(self) -> None:
         try:
@@ -274,6 +311,100 @@ class Supervisor:
         except OSError as error:  # the healthy workers must not suffer for it
             event(_log, logging.ERROR, "can't start a worker", error=str(error))
             self._loop.after(self._restart_pause_s, self._fork_replacements)
+
+    # -- reload -----------------------------------------------------------------------------
+
+    def _reload_if_wanted(self) -> None:
+        """Begin a reload, unless one is under way, or workers of the one before still drain."""
+        idle = self._reload.stage is Stage.IDLE and self._is_settled() and self._announced
+        if self._reload_wanted and idle and not self._draining:
+            self._reload_wanted = False
+            self._reload.begin()
+
+    def _start_generation(self, candidate: Candidate) -> None:
+        """Start workers under another configuration, beside those that serve."""
+        config = candidate.config
+        try:
+            self._set_up_desk(config)
+        except StartupError as error:
+            self._reload.fail("CONFIG_INVALID", str(error), error.remedy)
+            return
+        self._next = dataclasses.replace(self._settings, config=config, policy=candidate.policy)
+        self._next_generation = next(self._generations)
+        self._workers_wanted = config.sidecar.workers
+        self._fork_replacements()
+
+    def _switch(self, settings: WorkerSettings) -> None:
+        """Have the new generation serve, and the former one drained."""
+        before, config = self._config, settings.config
+        self._settings, self._config, self._next = settings, config, None
+        self._crew.generation = self._next_generation
+        limits = config.sidecar
+        self._ledger.max_connections = limits.max_connections
+        self._ledger.max_connections_per_uid = limits.max_connections_per_uid
+        self._reception.adopt(settings.policy, process_mode=config.identity.membership == "process")
+        set_up_logging(limits.log_level)
+        for warning in config.warnings:
+            event(_log, logging.WARNING, "configuration", warning=warning)
+        for arrival in self._crew.retire(limits.drain_timeout_s):
+            self._reception.place(arrival)
+        self._reception.dispatch_waiting()
+        self._loop.after(limits.drain_timeout_s + _KILL_AFTER_S, self._kill_retired)
+        self._reload.finish()
+        if (before.audit, _find_notify(before)) != (config.audit, _find_notify(config)):
+            self._recorder_outdated = True
+        self._settle_reload()
+
+    def _settle_reload(self) -> None:
+        """Do what waits until all former workers have ended."""
+        if self._recorder_outdated and self._is_settled() and not self._draining:
+            self._recorder_outdated = False
+            self._keeper.replace()  # not before: what the former have to say last comes first
+        self._reload_if_wanted()
+
+    def _is_settled(self) -> bool:
+        return all(member.generation == self._crew.generation for member in self._crew)
+
+    def _on_reload_ended(self, notice: tuple[str, str, str] | None) -> None:
+        if self._next is not None:  # it failed: away with those that were started for it
+            self._next = None
+            for member in self._crew.of(self._next_generation):
+                self._crew.kill(member, "the reload failed")
+            self._want_workers()
+            self._fork_replacements()
+        self._notice = notice
+        self._crew.tell({"notice": notice})
+        self._reload_if_wanted()
+
+    def _kill_retired(self) -> None:
+        for member in self._crew:
+            if member.generation < self._crew.generation:
+                self._crew.kill(member, "it does not end")
+
+    def _set_up_desk(self, config: Config) -> None:
+        """Have people's passwords checked as a configuration says.
+
+        Raises:
+            StartupError: The host has no PAM.
+        """
+        elevation = config.elevation
+        if elevation is None:
+            return
+        if self._desk is None:
+            self._desk = Desk(
+                self._loop,
+                self._children,
+                service=elevation.pam_service,
+                timeout_s=elevation.pam_timeout_s,
+            )
+        else:
+            self._desk.adopt(service=elevation.pam_service, timeout_s=elevation.pam_timeout_s)
+
+    def _on_pam(self, errand: Errand, end: socket.socket) -> None:
+        if self._desk is None:
+            end.close()
+        else:
+            self._desk.take(errand, end)
 
     # -- the recorder -----------------------------------------------------------------------
 
@@ -313,6 +444,8 @@ class Supervisor:
         if self._draining:
             return
         self._draining = True
+        self._reload.cancel()
+        self._next = None
         event(_log, logging.INFO, "stopping", why=why)
         notify.sd_notify("STOPPING=1")
         self._reception.close()
@@ -330,21 +463,9 @@ def _make_recorder_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+def _find_notify(config: Config) -> tuple[str, ...]:
+    return () if config.elevation is None else config.elevation.notify
+
+
 def _ignore(_number: int, _frame: object) -> None:
     """Do nothing; the wake-up descriptor has the number."""
-
-
-def check_descriptor_limit(max_connections: int) -> None:
-    """Raise the limit on open files to what the connections need.
-
-    Raises:
-        StartupError: The hard limit does not allow it.
-    """
-    needed = max_connections * _DESCRIPTORS_PER_CONNECTION + _DESCRIPTORS_BESIDE
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise StartupError(
-            f"max_connections = {max_connections} needs {needed} open files",
-            remedy="raise LimitNOFILE, or lower max_connections",
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -4,7 +4,9 @@ Its life::
 
     load (imports) ─► drop privileges ─► open root key and store ─► start inner servers
       ─► prove the caller mapping through the public socket ─► tell the supervisor it is ready
-      ─► serve until told to drain, or until the supervisor is gone ─► exit
+      ─► serve until told to drain, or until the supervisor is gone
+      ─► where successors serve: send the callers to them
+      ─► let calls under way end ─► exit
 
 All shared state is in the store; a worker that dies takes its connections with it and is replaced.
 """
@@ -20,7 +22,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from keyside_sidecar import hardening
+from keyside_sidecar import hardening, scheduling
 from keyside_sidecar.clock import SystemClock
 from keyside_sidecar.errors import (
     AuditUnavailable,
@@ -57,6 +59,9 @@ _EXIT_FAILED: Final = 70
 _EX_CONFIG: Final = 78
 _SELF_CALL_TIMEOUT_S: Final = 10.0
 _PULSE_S: Final = 1.0
+# What callers get to go elsewhere by themselves, before gRPC refuses their calls.
+_SEE_OFF_S: Final = 2.0
+_LOOK_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ def run_worker(settings: WorkerSettings, channel: Channel, audit: socket.socket)
         # are dropped an interpreter under a private directory might not be readable any more.
         import uvloop
 
+        scheduling.arrange()
         from keyside_sidecar import assembly
 
         supervisor_pid = os.getppid()
@@ -136,6 +142,19 @@ def run_worker(settings: WorkerSettings, channel: Channel, audit: socket.socket)
         return _EXIT_FAILED
 
 
+@dataclass(frozen=True, slots=True)
+class _Dismissal:
+    """What the supervisor says at the end.
+
+    Args:
+        grace_s: How long calls under way may take.
+        succeeded: Other workers serve already; nobody needs to notice.
+    """
+
+    grace_s: float
+    succeeded: bool = False
+
+
 class Worker:
     """Takes connections from the supervisor and relays them to its inner servers."""
 
@@ -160,12 +179,12 @@ class Worker:
         self._parts_type = parts
         self._directory = directory
         self._outbox: deque[tuple[dict[str, Any], socket.socket | None]] = deque()
-        self._drain_after_s: asyncio.Future[float]
+        self._dismissal: asyncio.Future[_Dismissal]
 
     async def run(self) -> int:
         """Serve until drained or orphaned; return the exit code."""
         loop = asyncio.get_running_loop()
-        self._drain_after_s = loop.create_future()
+        self._dismissal = loop.create_future()
         self._parts = parts = self._parts_type(
             self._settings, self.board, self._directory, self._authenticator
         )
@@ -190,21 +209,24 @@ class Worker:
             await parts.servers.start()
             loop.add_reader(self._channel.fileno(), self._on_packet)
             proof = loop.create_task(self._prove_mapping())
-            first: tuple[asyncio.Future[Any], ...] = (proof, self._drain_after_s)
+            first: tuple[asyncio.Future[Any], ...] = (proof, self._dismissal)
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             if proof.done():
                 proof.result()
+                scheduling.settle()
                 self.board.phase = Phase.RUNNING
                 self._send({"ready": True})
             else:
                 proof.cancel()  # told to stop already: the public socket answers nobody any more
-            grace_s = await self._drain_after_s
+            dismissal = await self._dismissal
+            left_s = dismissal.grace_s
+            if dismissal.succeeded:
+                left_s -= await self._see_off(min(left_s, _SEE_OFF_S))
             self.board.phase = Phase.DRAINING
-            await parts.servers.stop(grace_s)
+            await parts.servers.stop(left_s)
         finally:
             for chore in chores:
                 chore.cancel()
-            loop.remove_reader(self._channel.fileno())
             for task in self._admissions:
                 task.cancel()
             for connection in parts.registry.connections():
@@ -213,6 +235,7 @@ class Worker:
             await parts.journal.settle()
             await parts.keyring.stop()
             await parts.audit.close()  # last: it has what all the others had to say
+            loop.remove_reader(self._channel.fileno())  # until here another recorder may come
         return 0
 
     async def _send_pulse(self) -> None:
@@ -234,25 +257,52 @@ class Worker:
             return
         except HandoverError as error:
             event(_log, logging.ERROR, "the hand-over failed; this worker ends", error=str(error))
-            self._begin_drain(0.0)
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self._begin_drain(_Dismissal(0.0))
             return
         except OSError:
             packet = None
         if packet is None:
             # The supervisor is gone, and with it the limits: nothing is served without them.
             event(_log, logging.ERROR, "the supervisor is gone; this worker ends")
-            self._begin_drain(0.0)
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self._begin_drain(_Dismissal(0.0))
         elif "connection" in packet.fields:
             self._accept(packet)
         elif "audit" in packet.fields:
             self._parts.audit.attach(socket.socket(fileno=packet.descriptors[0]))
+        elif "notice" in packet.fields:
+            notice = packet.fields["notice"]  # [reason, summary, remedy], or null
+            self.board.set_notice(None if notice is None else tuple(notice))
         elif "drain" in packet.fields:
-            self._begin_drain(float(packet.fields["drain"]))
+            succeeded = packet.fields.get("succeeded") is True
+            self._begin_drain(_Dismissal(float(packet.fields["drain"]), succeeded=succeeded))
 
-    def _begin_drain(self, grace_s: float) -> None:
-        asyncio.get_running_loop().remove_reader(self._channel.fileno())
-        if not self._drain_after_s.done():
-            self._drain_after_s.set_result(grace_s)
+    def _begin_drain(self, dismissal: _Dismissal) -> None:
+        if not self._dismissal.done():
+            self._dismissal.set_result(dismissal)
+
+    async def _see_off(self, limit_s: float) -> float:
+        """Ask every caller to go to those that serve now, and wait until they have.
+
+        gRPC's own way to stop refuses whatever call has been sent and not begun; after this there
+        is none, of callers that do as they are asked.
+
+        Args:
+            limit_s: For how long to wait.
+
+        Returns:
+            How long it took, in seconds; at most the limit.
+        """
+        loop = asyncio.get_running_loop()
+        self.board.is_succeeded = True
+        began_s = loop.time()
+        registry = self._parts.registry
+        while (registry.connections() or self._admissions) and loop.time() - began_s < limit_s:
+            for connection in registry.connections():
+                connection.send_away()
+            await asyncio.sleep(_LOOK_S)
+        return min(limit_s, loop.time() - began_s)
 
     def _accept(self, packet: Packet) -> None:
         outer = socket.socket(fileno=packet.descriptors[0])

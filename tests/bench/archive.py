@@ -1,27 +1,23 @@
 """What an archive of versions costs: start to serving, memory, and decrypting under random ones.
 
-Three sidecars, alike but for how many archived versions their key has, take turns. The figures are
-medians over the rounds, and the ratios are to the smallest archive, round by round.
+Sidecars, alike but for how many archived versions their key has, take turns. Each is compared
+with the one whose archive is the smallest.
 
-The first pass opens an envelope of each of many versions for the first time (a look in the store
-and an unwrapping each); the second opens random ones again, from memory.
+The first pass opens envelopes of as many versions for the first time (a look in the store and an
+unwrapping each); the second opens random ones, after a pass over all, from memory.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import statistics
-import sys
 import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
-
+from processes import memory_kib
+from rows import compare, pick
 from support.remote import Remote
 from support.sidecar import SERVICE_UID, SIDECAR_UID, Sidecar, sidecar_directory
 
@@ -31,25 +27,37 @@ from keyside_sidecar.custody import FileCustodian
 from keyside_sidecar.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
-SIZES: Final = (10, 1_000, 10_000)
+    from plan import Plan
+    from rows import Figures, Row, Taken
+
+FIGURES: Final = {
+    "start to serving": "s",
+    "Decrypt under a version not used before": "µs",
+    "Decrypt under a random version": "µs",
+    "memory of the worker": "MiB",
+}
 KEY: Final = KeyName("mail-credentials")
 OWNERS: Final = frozenset({os.geteuid(), SIDECAR_UID})
 NOW: Final = datetime.now(UTC)
-# As many look-ups for every archive, so that what is compared is the cost of one.
+# As many look-ups for every archive, so that what is compared is the cost of one. No archive may
+# have fewer versions than are opened for the first time.
+FIRST: Final = 100
 ENVELOPES: Final = 1_000
 PAYLOAD: Final = bytes(256)
-_DECRYPT: Final = """
+# They take turns after so many.
+BLOCK: Final = 20
+_PREPARE: Final = """
 import time
 envelopes = [bytes.fromhex(line) for line in open(path)]
 def go(which):
     began = time.perf_counter()
     for number in which:
         assert len(client.decrypt(envelopes[number])) == 256
-    return (time.perf_counter() - began) / len(which) * 1e6
+    return time.perf_counter() - began
 client.status()
-answer = [go(first), go(again)]
 """
 
 
@@ -76,10 +84,10 @@ def make_archive(directory: Path, size: int, choices: random.Random) -> tuple[Si
     store.create_key(KEY, NOW)
     add_archived(store, size)
     path = directory / "envelopes"
-    numbers = list(range(2, size + 2)) * (ENVELOPES // size + 1)
-    choices.shuffle(numbers)
+    numbers = choices.sample(range(2, size + 2), FIRST)
+    numbers += choices.choices(range(2, size + 2), k=ENVELOPES - FIRST)
     with path.open("w") as file:
-        for number in numbers[:ENVELOPES]:
+        for number in numbers:
             material = store.find_version(KEY, number).material
             assert material is not None
             file.write(seal(material, PAYLOAD, {}).hex() + "\n")
@@ -91,78 +99,72 @@ def make_archive(directory: Path, size: int, choices: random.Random) -> tuple[Si
     return sidecar, path
 
 
-def read_memory_kib(pid: int) -> int:
-    """Return what a process holds in memory of its own, in KiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1])
-    raise SystemExit("the kernel does not say how much memory a process has")
+class Opened:
+    """A started sidecar and a service that uses it.
+
+    Args:
+        sidecar: Not started yet.
+        path: Of the envelopes.
+        stack: Ends what is started.
+    """
+
+    def __init__(self, sidecar: Sidecar, path: Path, stack: ExitStack) -> None:
+        began = time.perf_counter()
+        sidecar.start()
+        self._start_s = time.perf_counter() - began
+        stack.callback(sidecar.kill)
+        (self._worker,) = sidecar.workers()
+        self._service = stack.enter_context(Remote(sidecar, SERVICE_UID))
+        self._service.run(_PREPARE, path=str(path))
+        self._spent_s = dict.fromkeys(("first", "all", "again"), 0.0)
+
+    def decrypt(self, part: str, which: Sequence[int]) -> None:
+        """Open some of the envelopes, and add the time to that of ``part``."""
+        self._spent_s[part] += self._service.run("answer = go(which)", which=list(which))
+
+    def figures(self) -> Figures:
+        """Return what was found."""
+        first_us = self._spent_s["first"] / FIRST * 1e6
+        again_us = self._spent_s["again"] / ENVELOPES * 1e6
+        memory_mib = memory_kib(self._worker, "RssAnon") / 1024
+        found = self._start_s, first_us, again_us, memory_mib
+        return dict(zip(FIGURES, found, strict=True))
 
 
-def measure(sidecar: Sidecar, path: Path, choices: random.Random) -> dict[str, float]:
-    """Start a sidecar, use it and stop it."""
-    began = time.perf_counter()
-    sidecar.start()
-    start_s = time.perf_counter() - began
-    (worker,) = sidecar.workers()
-    first = list(range(ENVELOPES))
+def measure(archives: Sequence[tuple[Sidecar, Path]], choices: random.Random) -> list[Figures]:
+    """Start all sidecars, use them in turns, and end them."""
     again = [choices.randrange(ENVELOPES) for _ in range(ENVELOPES)]
-    with Remote(sidecar, SERVICE_UID) as service:
-        first_us, again_us = service.run(_DECRYPT, path=str(path), first=first, again=again)
-    memory_kib = read_memory_kib(worker)
-    sidecar.stop()
-    return {
-        "start to serving, ms": start_s * 1000,
-        "Decrypt under a version not used before, µs": first_us,
-        "Decrypt under a random version, µs": again_us,
-        "memory of the worker, KiB": memory_kib,
-    }
+    with ExitStack() as stack:
+        opened = [Opened(*archive, stack) for archive in archives]
+        passes = {"first": range(FIRST), "all": range(ENVELOPES), "again": again}
+        for part, numbers in passes.items():
+            for start in range(0, len(numbers), BLOCK):
+                for one in opened:
+                    one.decrypt(part, numbers[start : start + BLOCK])
+        return [one.figures() for one in opened]
 
 
-def run(rounds: int) -> list[dict[str, Any]]:
-    """Measure all archives in turns; print the table and return its rows."""
+def run(plan: Plan) -> Iterator[Row]:
+    """Measure all archives, the largest first in every other round."""
     choices = random.Random(20261124)
-    taken: dict[int, list[dict[str, float]]] = {size: [] for size in SIZES}
     with ExitStack() as stack:
         archives = {}
-        for size in SIZES:
+        for size in plan.archives:
             directory = stack.enter_context(sidecar_directory())
-            archives[size] = make_archive(directory, size, choices)
-        for number in range(rounds + 1):
-            for size in SIZES:
-                found = measure(*archives[size], choices)
-                if number:  # the first round warms the machine up
-                    taken[size].append(found)
-    rows = list(_compare(taken, rounds))
-    print()
-    print(f"{'archived versions':46}" + "".join(f"{size:>16,}" for size in SIZES))
-    for name in taken[SIZES[0]][0]:
-        cells = [f"{statistics.median(one[name] for one in taken[SIZES[0]]):16,.0f}"]
-        cells += [
-            f"{row['ours']:9,.0f} ({row['ratio']:.2f})"
-            for row in rows
-            if row["name"].startswith(name)
-        ]
-        print(f"{name:46}" + "".join(f"{cell:>16}" for cell in cells))
-    return rows
-
-
-def _compare(taken: dict[int, list[dict[str, float]]], rounds: int) -> Iterator[dict[str, Any]]:
-    base = taken[SIZES[0]]
-    for name in base[0]:
-        what, _, unit = name.rpartition(", ")
-        for size in SIZES[1:]:
-            yield {
-                "name": f"{what}, {unit}: {size:,} archived versions against {SIZES[0]}",
-                "ours": statistics.median(one[name] for one in taken[size]),
-                "theirs": statistics.median(one[name] for one in base),
-                "unit": unit,
-                "ratio": statistics.median(
-                    mine[name] / its[name] for mine, its in zip(taken[size], base, strict=True)
-                ),
-                "rounds": rounds,
-            }
-
-
-if __name__ == "__main__":
-    print(json.dumps(run(int(os.environ.get("BENCH_ROUNDS", "3"))), indent=2))
+            archives[f"{size:,}"] = make_archive(directory, size, choices)
+        taken: Taken = {name: [] for name in archives}
+        for number in range(plan.slow_rounds + 1):
+            names = list(archives)[:: (1, -1)[number % 2]]
+            found = measure([archives[name] for name in names], choices)
+            if number:  # the first round warms the machine up
+                for name, figures in zip(names, found, strict=True):
+                    taken[name].append(figures)
+    smallest, *larger = taken
+    for figure, unit in FIGURES.items():
+        for name in larger:
+            yield compare(
+                f"{figure}, {name} archived versions / {smallest}",
+                unit,
+                pick(taken, name, figure),
+                pick(taken, smallest, figure),
+            )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
-from support.caller import OVERFLOW_ID, Caller, callers_of
+from support.caller import OVERFLOW_ID, Answer, Caller, callers_of, read_status
 from support.peers import calls_through, lending, paused, private_sockets
 from support.sidecar import (
     AUDITOR_UID,
@@ -55,6 +55,11 @@ ENCRYPT = "/keyside.v1.EncryptionService/Encrypt"
 DECRYPT = "/keyside.v1.EncryptionService/Decrypt"
 REWRAP = "/keyside.v1.EncryptionService/Rewrap"
 REENCRYPT = "/keyside.v1.EncryptionService/Reencrypt"
+BATCH_ENCRYPT = "/keyside.v1.EncryptionService/BatchEncrypt"
+BATCH_DECRYPT = "/keyside.v1.EncryptionService/BatchDecrypt"
+BATCH_REWRAP = "/keyside.v1.EncryptionService/BatchRewrap"
+GENERATE_DATA_KEY = "/keyside.v1.EncryptionService/GenerateDataKey"
+DECRYPT_DATA_KEY = "/keyside.v1.EncryptionService/DecryptDataKey"
 LIST_KEYS = "/keyside.v1.KeyService/ListKeys"
 GET_KEY = "/keyside.v1.KeyService/GetKey"
 ROTATE_KEY = "/keyside.v1.KeyService/RotateKey"
@@ -84,10 +89,12 @@ COLUMNS = (
     *(LIST_KEYS, GET_KEY, ROTATE_KEY, DISABLE, ENABLE, DESTROY, CANCEL_DESTROY),
     *(REQUEST, LIST_ACCESS, GET_ACCESS, APPROVE, DENY, CANCEL, ACTIVATE, REVOKE),
     *(SEARCH, CHECKPOINT),
+    *(BATCH_ENCRYPT, BATCH_DECRYPT, BATCH_REWRAP, GENERATE_DATA_KEY, DECRYPT_DATA_KEY),
     *(ENCRYPT, DECRYPT, REWRAP, REENCRYPT, GET_STATUS, CHECK, LIST, WATCH, REFLECT, NO_SUCH_RPC),
 )
 OF_A_KEY = (
     *(ENCRYPT, DECRYPT, REWRAP, REENCRYPT, GET_KEY),
+    *(BATCH_ENCRYPT, BATCH_DECRYPT, BATCH_REWRAP, GENERATE_DATA_KEY, DECRYPT_DATA_KEY),
     *(ROTATE_KEY, DISABLE, DESTROY, CANCEL_DESTROY, ENABLE),
 )
 # "yes", or why not; "absent" is what gRPC says of a method that does not exist. The last column is
@@ -151,6 +158,36 @@ pid-zero          pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0 
 login-unreadable  login  login  login  login  login  login  login  login  login  login
 no-account        nobody nobody nobody nobody nobody nobody nobody nobody nobody nobody
 """
+# What an item of a batch is told counts as what the batch is told.
+BATCH_TABLE = """
+                  BEncr. BDecr. BRewr. GenDK. DecDK.
+----------------- ------ ------ ------ ------ ------
+allowed-service   yes    yes    yes    yes    yes
+encrypt-only      yes    no     no     yes    no
+other-service     no     no     no     no     no
+stranger          no     no     no     no     no
+root              no     no     no     no     no
+operator          op     op     op     op     op
+operator-service  op     op     op     op     op
+auditor           no     no     no     no     no
+auditor-service   yes    yes    yes    yes    yes
+person-service    person person person person person
+person-operator   op     op     op     op     op
+person-auditor    person person person person person
+overflow-uid      o-uid  o-uid  o-uid  o-uid  o-uid
+overflow-gid      o-gid  o-gid  o-gid  o-gid  o-gid
+too-many-groups   unread unread unread unread unread
+ended             ended  ended  ended  ended  ended
+unknown-address   who    who    who    who    who
+unknown-public    who    who    who    who    who
+service-inside    yes    yes    yes    yes    yes
+unmapped-uid      o-uid  o-uid  o-uid  o-uid  o-uid
+unmapped-gid      o-gid  o-gid  o-gid  o-gid  o-gid
+session-id-alone  person person person person person
+pid-zero          pid-0  pid-0  pid-0  pid-0  pid-0
+login-unreadable  login  login  login  login  login
+no-account        nobody nobody nobody nobody nobody
+"""
 ENCRYPTION_TABLE = """
                   Encr.  Decr.  Rewr.  Reenc. Status C.  L.  W.  Refl.  other  told
 ----------------- ------ ------ ------ ------ ------ --- --- --- ------ ------ ------
@@ -207,6 +244,7 @@ SHOWN_ELSEWHERE = {
     "CREDENTIAL_REFUSED": "test_elevation.py",
     "GRANT_ENDED": "test_elevation.py",
     "GRANT_SCOPE": "test_elevation.py",
+    "DATA_KEYS_NOT_ALLOWED": "test_batches.py",
     "METHOD_UNKNOWN": "tests/unit/test_policy.py: what policy says of an operation without a rule",
 }
 
@@ -218,8 +256,9 @@ def read_rows(table: str) -> dict[str, list[str]]:
 
 KEY_ROWS = read_rows(KEY_TABLE)
 ACCESS_ROWS = read_rows(ACCESS_TABLE)
+BATCH_ROWS = read_rows(BATCH_TABLE)
 ROWS = {
-    name: [*KEY_ROWS[name], *ACCESS_ROWS[name], *cells]
+    name: [*KEY_ROWS[name], *ACCESS_ROWS[name], *BATCH_ROWS[name], *cells]
     for name, cells in read_rows(ENCRYPTION_TABLE).items()
 }
 
@@ -368,6 +407,17 @@ def requests(envelope: bytes, key: str = "mail-credentials") -> dict[str, Messag
         DECRYPT: encryption_pb2.DecryptRequest(envelope=envelope),
         REWRAP: encryption_pb2.RewrapRequest(envelope=envelope),
         REENCRYPT: encryption_pb2.ReencryptRequest(envelope=envelope),
+        BATCH_ENCRYPT: encryption_pb2.BatchEncryptRequest(
+            items=[encryption_pb2.BatchEncryptItem(key=key, plaintext=b"a token")]
+        ),
+        BATCH_DECRYPT: encryption_pb2.BatchDecryptRequest(
+            items=[encryption_pb2.BatchDecryptItem(envelope=envelope)]
+        ),
+        BATCH_REWRAP: encryption_pb2.BatchRewrapRequest(
+            items=[encryption_pb2.BatchRewrapItem(envelope=envelope)]
+        ),
+        GENERATE_DATA_KEY: encryption_pb2.GenerateDataKeyRequest(key=key),
+        DECRYPT_DATA_KEY: encryption_pb2.DecryptDataKeyRequest(wrapped=envelope),
         LIST_KEYS: keys_pb2.ListKeysRequest(),
         GET_KEY: keys_pb2.GetKeyRequest(name=key),
         ROTATE_KEY: keys_pb2.RotateKeyRequest(name=key),
@@ -394,6 +444,24 @@ def requests(envelope: bytes, key: str = "mail-credentials") -> dict[str, Messag
     }
 
 
+RESPONSES: dict[str, type[Any]] = {
+    BATCH_ENCRYPT: encryption_pb2.BatchEncryptResponse,
+    BATCH_DECRYPT: encryption_pb2.BatchDecryptResponse,
+    BATCH_REWRAP: encryption_pb2.BatchRewrapResponse,
+}
+
+
+def look_into_batch(path: str, answer: Answer) -> Answer:
+    """Return what the only item of a batch was told, where the batch was answered."""
+    if path not in RESPONSES or answer.code != "OK":
+        return answer
+    (result,) = answer.parse(RESPONSES[path]).results
+    if not result.HasField("status"):
+        return answer
+    assert result == type(result)(status=result.status), "nothing beside the refusal"
+    return read_status(result.status)
+
+
 def encrypt(caller: Caller) -> bytes:
     """Return an envelope made by a caller that may."""
     request = encryption_pb2.EncryptRequest(key="mail-credentials", plaintext=b"a token")
@@ -408,7 +476,10 @@ def test_every_rpc_as_every_class_of_caller(sidecars: Sidecars, envelope: bytes,
     caller = sidecars.caller(name)
     if expected[ENCRYPT] == expected[DECRYPT] == OUTCOMES["yes"]:
         envelope = encrypt(caller)  # each sidecar has a store of its own
-    answers = {path: caller.call(path, request) for path, request in requests(envelope).items()}
+    answers = {
+        path: look_into_batch(path, caller.call(path, request))
+        for path, request in requests(envelope).items()
+    }
     assert {path: answer.outcome for path, answer in answers.items()} == expected
     for answer in answers.values():
         if answer.reason in Reason.__members__:
@@ -440,9 +511,9 @@ def test_i11_unknown_and_forbidden_keys_look_alike(
     forbidden, unknown = requests(envelope), requests(renamed, "mail-credentialz")
     caller = sidecars.caller(name)
     for path in OF_A_KEY:
-        refused = caller.call(path, forbidden[path])
+        refused = look_into_batch(path, caller.call(path, forbidden[path]))
         if refused.code != "OK":
-            other = caller.call(path, unknown[path])
+            other = look_into_batch(path, caller.call(path, unknown[path]))
             assert (other.outcome, other.text) == (refused.outcome, refused.text)
 
 
@@ -483,7 +554,8 @@ def find_problem(caller: Caller, reason: str) -> status_pb2.Problem | None:
 
 
 def test_each_class_of_caller_has_a_row() -> None:
-    assert list(KINDS) == list(ROWS) == list(KEY_ROWS) == list(ACCESS_ROWS)
+    assert list(KINDS) == list(ROWS) == list(KEY_ROWS)
+    assert list(ROWS) == list(ACCESS_ROWS) == list(BATCH_ROWS)
 
 
 def test_each_reason_for_a_refusal_is_shown() -> None:

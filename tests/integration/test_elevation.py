@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from support.caller import read_status
 from support.town import (
     ENCRYPTION,
     KEY,
@@ -325,6 +326,93 @@ def test_versions_and_uses_are_limited_as_was_approved(place: Town, sidecar: Sid
     assert place.open(sidecar, first, credential).reason == "GRANT_ENDED"
     found = place.show(sidecar, access_id)
     assert (found.used, found.end_reason) == (2, "SPENT")
+
+
+def test_i9_each_item_of_a_batch_is_one_use_of_a_grant(place: Town, sidecar: Sidecar) -> None:
+    """What the grant does not cover is refused by itself, and what does not open costs no use."""
+    sealed = [place.seal(sidecar, b"text %d" % n, mailbox="42") for n in range(4)]
+    elsewhere, other = place.seal(sidecar, mailbox="43"), place.seal(sidecar, key="payroll")
+    access_id, credential = place.granted(sidecar, context={"mailbox": "42"}, max_uses=4)
+    contexts = {elsewhere: {"mailbox": "43"}, other: {}}
+    asked = (sealed[0], elsewhere, sealed[1][:-1], other, b"none", *sealed, sealed[0])
+
+    def items() -> list[encryption_pb2.BatchDecryptItem]:
+        return [
+            encryption_pb2.BatchDecryptItem(
+                envelope=one, context=contexts.get(one, {"mailbox": "42"})
+            )
+            for one in asked
+        ]
+
+    answer = place.caller(sidecar, "alice").call(
+        ENCRYPTION + "BatchDecrypt",
+        encryption_pb2.BatchDecryptRequest(items=items()),
+        metadata=[("keyside-credential", credential)],
+    )
+    results = answer.parse(encryption_pb2.BatchDecryptResponse).results
+    reasons = [read_status(r.status).reason if r.HasField("status") else "" for r in results]
+    rejected, scope, ended = "ENVELOPE_REJECTED", "GRANT_SCOPE", "GRANT_ENDED"
+    assert reasons == ["", scope, rejected, scope, rejected, "", "", "", ended, ended]
+    assert [result.plaintext for result in results if not result.HasField("status")] == [
+        b"text 0",
+        *(b"text %d" % n for n in range(3)),
+    ]
+    assert [result.plaintext for result in results if result.HasField("status")] == [b""] * 6
+    found = place.show(sidecar, access_id)
+    assert (found.used, found.end_reason) == (4, "SPENT")
+    intent, outcome = [
+        record
+        for record in map(json.loads, place.audit(sidecar).splitlines())
+        if record.get("access") == access_id and record["event"] == "access.use"
+    ]
+    assert (intent["phase"], intent["count"]) == ("intent", 10)
+    assert (outcome["outcome"], outcome["count"]) == ("partial", 10)
+    details = outcome["details"]
+    assert details["items"] == [{"key": KEY, "version": 1, "count": 4}]
+    assert (details["refused"], details["failed"]) == (4, 2)
+    bare = place.caller(sidecar, "alice").call(
+        ENCRYPTION + "BatchDecrypt", encryption_pb2.BatchDecryptRequest(items=items())
+    )
+    assert bare.outcome == ("PERMISSION_DENIED", "PEER_PERSON_LOGIN")
+    for data_keys in ("GenerateDataKey", "DecryptDataKey"):
+        never = place.caller(sidecar, "alice").call(
+            ENCRYPTION + data_keys, b"", metadata=[("keyside-credential", credential)]
+        )
+        assert never.outcome == ("PERMISSION_DENIED", "PEER_PERSON_LOGIN")
+
+
+def test_a_grant_to_encrypt_and_rewrap_covers_batches(place: Town, sidecar: Sidecar) -> None:
+    """Each only for its own key; and no more items than can be written down at once."""
+    access_id, credential = place.granted(sidecar, operations=[2, 3])
+    metadata = [("keyside-credential", credential)]
+    item = encryption_pb2.BatchEncryptItem
+    keys = (KEY, "payroll", "no-such-key", KEY)
+    caller = place.caller(sidecar, "alice")
+    answer = caller.call(
+        ENCRYPTION + "BatchEncrypt",
+        encryption_pb2.BatchEncryptRequest(items=[item(key=key) for key in keys]),
+        metadata=metadata,
+    ).parse(encryption_pb2.BatchEncryptResponse)
+    assert [result.HasField("status") for result in answer.results] == [False, True, True, False]
+    envelopes = [result.envelope for result in answer.results if result.envelope]
+    moved = caller.call(
+        ENCRYPTION + "BatchRewrap",
+        encryption_pb2.BatchRewrapRequest(
+            items=[encryption_pb2.BatchRewrapItem(envelope=one) for one in envelopes]
+        ),
+        metadata=metadata,
+    ).parse(encryption_pb2.BatchRewrapResponse)
+    assert all(result.envelope for result in moved.results)
+    assert place.show(sidecar, access_id).used == 4
+    many = encryption_pb2.BatchEncryptRequest(items=[item(key=KEY)] * 1001)
+    refused = caller.call(ENCRYPTION + "BatchEncrypt", many, metadata=metadata)
+    assert (refused.code, refused.field) == ("INVALID_ARGUMENT", "items")
+    assert "1000" in refused.text
+    del many.items[-1]
+    done = caller.call(ENCRYPTION + "BatchEncrypt", many, metadata=metadata, timeout_s=30)
+    assert done.code == "OK", done
+    assert place.show(sidecar, access_id).used == 1004
+    place.do(sidecar, "olga", "RevokeAccess", access_id)
 
 
 @pytest.mark.parametrize("why", ["ACCOUNT_LOCKED", "LEFT_GROUP"])

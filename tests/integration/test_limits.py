@@ -272,7 +272,7 @@ def test_what_is_too_large_is_told_the_limit(
 def test_what_grpc_finds_too_large_is_told_the_limit(callers: Callers, uid: int) -> None:
     """Before anything is parsed; the connection goes on."""
     caller = callers.start(uid)
-    size = 6 * MIB if uid == SERVICE_UID else 8192
+    size = 17 * MIB if uid == SERVICE_UID else 8192
     refused = caller.call(GET_STATUS, bytes(size), raw=True)
     assert refused.code == "RESOURCE_EXHAUSTED"
     assert f"({size} vs. " in refused.text

@@ -15,10 +15,13 @@ from tests.unit.sidecar_double import Double, Failure
 from keyside.envelope import (
     DEFAULT_SUITE,
     VersionKey,
+    generate_data_key,
     open_envelope,
     parse_wrapping_header,
     rewrap,
     seal,
+    unwrap_data_key,
+    wrap_data_key,
 )
 from keyside.errors import EnvelopeRejected
 from keyside.names import KeyName, VersionNumber
@@ -31,7 +34,7 @@ KEY = KeyName("mail")
 
 
 class EnvelopeDouble(Double):
-    """Rewraps and re-encrypts for real; ``pause_s`` slows each of those calls down."""
+    """Does everything for real; ``pause_s`` slows rewrapping and re-encrypting down."""
 
     def __init__(self, socket: Path | str, versions: int = 1) -> None:
         super().__init__(socket)
@@ -40,6 +43,11 @@ class EnvelopeDouble(Double):
         self.rewrapped: list[bytes] = []
         self.reencrypted: list[bytes] = []
         self.refused: set[int] = set()
+        self.max_plaintext_bytes = 1024 * 1024
+        self.allow_data_keys = True
+        self.max_messages = 2**20
+        self.max_bytes = 2**36
+        self.max_age_s = 300.0
         for _ in range(versions):
             self.rotate()
 
@@ -61,6 +69,82 @@ class EnvelopeDouble(Double):
     def open(self, envelope: bytes, context: dict[str, str] | None = None) -> bytes:
         """Return what an envelope under any version holds."""
         return open_envelope(self._find(envelope), envelope, context or {})
+
+    def Encrypt(  # noqa: N802
+        self, request: encryption_pb2.EncryptRequest, context: Any
+    ) -> encryption_pb2.EncryptResponse:
+        """Seal, up to the double's largest plaintext."""
+        self._begin("Encrypt", context)
+        size_bytes = len(request.plaintext)
+        if size_bytes > self.max_plaintext_bytes:
+            text = f"has {size_bytes} bytes; at most {self.max_plaintext_bytes} are taken "
+            text += "(max_plaintext_bytes)"
+            self.failures.append(
+                Failure(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f"plaintext: {text}",
+                    reason="INVALID_ARGUMENT",
+                    violations={"plaintext": text},
+                )
+            )
+            self._begin("refused", context)
+        return encryption_pb2.EncryptResponse(
+            envelope=self.seal(request.plaintext, dict(request.context))
+        )
+
+    def Decrypt(  # noqa: N802
+        self, request: encryption_pb2.DecryptRequest, context: Any
+    ) -> encryption_pb2.DecryptResponse:
+        """Open, up to a message of the double's largest plaintext."""
+        self._begin("Decrypt", context)
+        if len(request.envelope) > self.max_plaintext_bytes + 1024:
+            self.failures.append(
+                Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "too long", reason="MESSAGE_TOO_LARGE")
+            )
+            self._begin("refused", context)
+        self._admit(request.envelope, context)
+        try:
+            plaintext = self.open(request.envelope, dict(request.context))
+        except EnvelopeRejected:
+            self._reject(context)
+        return encryption_pb2.DecryptResponse(plaintext=plaintext)
+
+    def GenerateDataKey(  # noqa: N802
+        self, request: encryption_pb2.GenerateDataKeyRequest, context: Any
+    ) -> encryption_pb2.GenerateDataKeyResponse:
+        """Make a data key, with the bounds that the test set."""
+        self._begin("GenerateDataKey", context)
+        if not self.allow_data_keys:
+            self._refuse_data_keys(context)
+        data_key = generate_data_key()
+        answer = encryption_pb2.GenerateDataKeyResponse(
+            plaintext=b"" if request.wrapped_only else data_key.material,
+            wrapped=wrap_data_key(self.current, data_key, DEFAULT_SUITE),
+            max_messages=self.max_messages,
+            max_bytes=self.max_bytes,
+            suite=DEFAULT_SUITE.name,
+        )
+        answer.max_age.FromMilliseconds(round(self.max_age_s * 1000))
+        answer.version.key, answer.version.number = request.key, self.current.number
+        return answer
+
+    def DecryptDataKey(  # noqa: N802
+        self, request: encryption_pb2.DecryptDataKeyRequest, context: Any
+    ) -> encryption_pb2.DecryptDataKeyResponse:
+        """Unwrap a data key."""
+        self._begin("DecryptDataKey", context)
+        if not self.allow_data_keys:
+            self._refuse_data_keys(context)
+        self._admit(request.wrapped, context)
+        header = parse_wrapping_header(request.wrapped)
+        try:
+            data_key = unwrap_data_key(self._find(request.wrapped), header)
+        except EnvelopeRejected:
+            self._reject(context)
+        answer = encryption_pb2.DecryptDataKeyResponse(plaintext=data_key.material)
+        answer.max_age.FromMilliseconds(round(self.max_age_s * 1000))
+        answer.version.key, answer.version.number = header.key_name, header.version_number
+        return answer
 
     def Rewrap(  # noqa: N802
         self, request: encryption_pb2.RewrapRequest, context: Any

@@ -77,7 +77,14 @@ class Failure:
                 wrapped.append(one)
             number: int = code.value[0]
             whole = status_pb2.Status(code=number, message=text, details=wrapped)
+            self.status = whole
             self.packed = whole.SerializeToString()
+
+
+ITEM_REFUSED = Failure(
+    grpc.StatusCode.PERMISSION_DENIED, "no", reason="NOT_ALLOWED", metadata={"remedy": "ask"}
+)
+ITEM_REJECTED = Failure(grpc.StatusCode.INVALID_ARGUMENT, "no", reason="ENVELOPE_REJECTED")
 
 
 class Double(
@@ -98,6 +105,9 @@ class Double(
         self.socket = str(socket)
         self.failures: list[Failure] = []
         self.delay_s = 0.0
+        self.max_batch_items = 10_000
+        self.max_batch_bytes = 8 * 1024 * 1024
+        self.batches: list[int] = []
         self.calls: list[str] = []
         self.credentials: list[str | None] = []
         self.requests: list[Any] = []
@@ -185,6 +195,94 @@ class Double(
         self._begin("Reencrypt", context)
         self.requests.append(request)
         return encryption_pb2.ReencryptResponse(envelope=request.envelope.replace(b"KS", b"KR", 1))
+
+    def BatchEncrypt(
+        self, request: encryption_pb2.BatchEncryptRequest, context: Any
+    ) -> encryption_pb2.BatchEncryptResponse:
+        """Reverse the plaintexts; one that is "bad" is refused by itself."""
+        self._begin("BatchEncrypt", context)
+        self._admit_batch([item.plaintext for item in request.items], context)
+        answer = encryption_pb2.BatchEncryptResponse()
+        for item in request.items:
+            result = answer.results.add()
+            if item.plaintext == b"bad":
+                result.status.CopyFrom(ITEM_REFUSED.status)
+                continue
+            pairs = "".join(f"{name}={value};" for name, value in sorted(item.context.items()))
+            result.envelope = b"KS:" + pairs.encode() + b":" + item.plaintext[::-1]
+            result.version.key, result.version.number = item.key, VERSION_COUNT
+        return answer
+
+    def BatchDecrypt(
+        self, request: encryption_pb2.BatchDecryptRequest, context: Any
+    ) -> encryption_pb2.BatchDecryptResponse:
+        """Reverse them back; one that is "bad" is refused by itself."""
+        self._begin("BatchDecrypt", context)
+        self._admit_batch([item.envelope for item in request.items], context)
+        answer = encryption_pb2.BatchDecryptResponse()
+        for item in request.items:
+            result = answer.results.add()
+            if item.envelope == b"bad":
+                result.status.CopyFrom(ITEM_REJECTED.status)
+                continue
+            result.plaintext = item.envelope.split(b":", 2)[2][::-1]
+            result.version.key, result.version.number = "mail", VERSION_COUNT
+        return answer
+
+    def BatchRewrap(
+        self, request: encryption_pb2.BatchRewrapRequest, context: Any
+    ) -> encryption_pb2.BatchRewrapResponse:
+        """Return the envelopes as they are, with a mark."""
+        self._begin("BatchRewrap", context)
+        self._admit_batch([item.envelope for item in request.items], context)
+        answer = encryption_pb2.BatchRewrapResponse()
+        for item in request.items:
+            result = answer.results.add(envelope=item.envelope.replace(b"KS", b"KT", 1))
+            result.version.key, result.version.number = "mail", VERSION_COUNT
+        return answer
+
+    def GenerateDataKey(
+        self, request: encryption_pb2.GenerateDataKeyRequest, context: Any
+    ) -> encryption_pb2.GenerateDataKeyResponse:
+        """Refuse, as where a key's policy does not allow it."""
+        self._begin("GenerateDataKey", context)
+        self._refuse_data_keys(context)
+        return encryption_pb2.GenerateDataKeyResponse()
+
+    def DecryptDataKey(
+        self, request: encryption_pb2.DecryptDataKeyRequest, context: Any
+    ) -> encryption_pb2.DecryptDataKeyResponse:
+        """Refuse, as where a key's policy does not allow it."""
+        self._begin("DecryptDataKey", context)
+        self._refuse_data_keys(context)
+        return encryption_pb2.DecryptDataKeyResponse()
+
+    def _refuse_data_keys(self, context: Any) -> None:
+        self.failures.append(
+            Failure(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "this key's policy gives nobody data keys",
+                reason="DATA_KEYS_NOT_ALLOWED",
+                metadata={"remedy": "set allow_data_keys = true"},
+            )
+        )
+        self._begin("refused", context)
+
+    def _admit_batch(self, parts: list[bytes], context: Any) -> None:
+        """Refuse a batch beyond the double's limits, as the sidecar does."""
+        self.batches.append(len(parts))
+        size_bytes = sum(len(part) for part in parts)
+        if len(parts) > self.max_batch_items or size_bytes > self.max_batch_bytes:
+            text = f"are {len(parts)} with {size_bytes} bytes; the limits are the double's"
+            self.failures.append(
+                Failure(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f"items: {text}",
+                    reason="INVALID_ARGUMENT",
+                    violations={"items": text},
+                )
+            )
+            self._begin("refused", context)
 
     def ListKeys(self, request: Any, context: Any) -> keys_pb2.ListKeysResponse:
         """Return two keys."""

@@ -134,6 +134,18 @@ def test_newest_checkpoint(chain: Chain, path: Path, tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path / "audit.jsonl") is None
 
 
+@pytest.mark.parametrize("oldest_first", [False, True])
+def test_a_batch_is_found_by_each_of_its_keys(tmp_path: Path, *, oldest_first: bool) -> None:
+    made = make_chain(10, closed=False)
+    items = [{"key": "bank", "version": 1, "count": 2}, {"key": "post", "version": 1, "count": 1}]
+    made.append("encryption.batch_encrypt", outcome="ok", details={"items": items})
+    number = made.sequence
+    made.append("accessory", outcome="ok", details={"items": '"key":"post"'})
+    made.close()
+    found = find_all(write(made, tmp_path), Filters(key="post"), oldest_first=oldest_first)
+    assert found == [number]
+
+
 def test_bad_lines_are_counted_and_passed_over(chain: Chain, tmp_path: Path) -> None:
     path = write(chain, tmp_path)
     lines = path.read_bytes().splitlines(keepends=True)

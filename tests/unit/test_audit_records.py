@@ -186,6 +186,30 @@ def test_calls_of_a_kind_are_one_record() -> None:
     assert summary.take_due(100.0) == []
 
 
+def test_items_of_a_batch_count_each_under_its_key() -> None:
+    """And what did not succeed under the batch's own outcome."""
+    summary = Summary()
+    caller = {"uid": 1001, "account": "mail"}
+    items = [{"key": "mail", "version": 3, "count": 7}, {"key": "bank", "version": 1, "count": 2}]
+    batch = {
+        "event": "encryption.batch_decrypt",
+        "caller": caller,
+        "outcome": "partial",
+        "count": 10,
+        "details": {"items": items, "refused": 0, "failed": 1},
+    }
+    for _ in range(2):
+        summary.add(batch, 0.0, T)
+    due = summary.take_due(INTERVAL_S)
+    assert [
+        (r["outcome"], r.get("key"), r.get("version"), r["count"], r["caller"]) for r in due
+    ] == [
+        ("ok", "mail", 3, 14, caller),
+        ("ok", "bank", 1, 4, caller),
+        ("partial", None, None, 2, caller),
+    ]
+
+
 def test_summary_is_bounded() -> None:
     summary = Summary()
     for number in range(5000):

@@ -106,18 +106,17 @@ def test_a_full_device_exits_74(double: Double) -> None:
     )
 
 
-def test_an_input_above_the_limit_says_so(double: Double, tmp_path: Path) -> None:
+def test_an_input_above_the_limit_needs_a_data_key_and_says_so(
+    double: Double, tmp_path: Path
+) -> None:
     big = tmp_path / "big"
     with big.open("wb") as file:
         file.truncate(19 * 1024 * 1024)
     finished = run(double, "encrypt", "mail", "-i", str(big))
-    assert (finished.returncode, b"larger than the sidecar accepts" in finished.stderr) == (
-        69,
-        True,
-    )
-    with big.open("wb") as file:
-        file.truncate(40 * 1024 * 1024)
-    finished = run(double, "encrypt", "mail", "-i", str(big))
+    assert (finished.returncode, finished.stdout) == (77, b"")
+    assert b"more than the sidecar takes in one call needs a data key" in finished.stderr
+    assert b"what to do: set allow_data_keys = true" in finished.stderr
+    finished = run(double, "reencrypt", "-i", str(big))
     assert (finished.returncode, b"more than any sidecar accepts" in finished.stderr) == (65, True)
 
 

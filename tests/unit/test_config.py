@@ -171,6 +171,23 @@ def test_lower_total_lowers_the_default_per_uid() -> None:
     assert config.sidecar.max_calls_per_uid == 256
 
 
+def test_larger_plaintexts_raise_the_default_of_batches() -> None:
+    config = parse(with_setting("sidecar", 'max_plaintext_bytes = "9MiB"'))
+    assert config.sidecar.max_batch_bytes == 9 << 20
+    assert parse(MINIMAL).sidecar.max_batch_bytes == 8 << 20
+    lines = 'max_plaintext_bytes = "9MiB"\nmax_batch_bytes = "8MiB"'
+    (problem,) = problems(with_setting("sidecar", lines))
+    assert "at least max_plaintext_bytes, which is 9MiB" in problem
+
+
+def test_age_of_data_keys_without_data_keys_is_warned_of() -> None:
+    config = parse(with_setting("keys.mail", 'data_key_max_age = "1m"'))
+    assert [warning for warning in config.warnings if "allow_data_keys = true" in str(warning)]
+    text = 'allow_data_keys = true\ndata_key_max_age = "1m"'
+    key = parse(with_setting("keys.mail", text)).keys["mail"]
+    assert (key.allow_data_keys, key.data_key_max_age_s) == (True, 60.0)
+
+
 def test_configuration_can_not_be_changed_afterwards() -> None:
     config = parse(MINIMAL)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -202,6 +219,10 @@ WRONG = [
     ("sidecar", "max_plaintext_bytes = 0", "from 1 to 16MiB"),
     ("sidecar", "max_plaintext_bytes = false", "number of bytes"),
     ("sidecar", 'max_plaintext_bytes = "1MB"', "KiB, MiB or GiB"),
+    ("sidecar", 'max_batch_bytes = "65MiB"', "from 1MiB to 64MiB"),
+    ("keys.mail", 'data_key_max_age = "0s"', "from 1s to 1h"),
+    ("keys.mail", 'data_key_max_age = "2h"', "from 1s to 1h"),
+    ("keys.mail", "allow_data_keys = 1", "true or false"),
     ("sidecar", "max_calls = 65537", "from 1 to 65536"),
     ("sidecar", "max_calls_per_uid = 1025", "at most max_calls, which is 1024"),
     ("sidecar", 'socket = "keyside.sock"', "absolute path"),

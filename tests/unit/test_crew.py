@@ -303,3 +303,41 @@ def test_a_worker_is_given_its_end_of_a_new_recorders_pair(watch: Maker) -> None
         assert watched.ended == [(member, 7)]
         assert recorders.recv(100) == b"a record"
         assert recorders.recv(100) == b"", "no copy is left here"
+
+
+def test_a_retired_generation_ends_and_what_it_was_not_given_comes_back(watch: Maker) -> None:  # type: ignore[valid-type]
+    """Connections go to the generation that serves, and none is lost in between."""
+
+    def work(channel: Channel) -> int:
+        channel.send({"ready": True})
+        while True:
+            try:
+                packet = channel.receive()
+            except BlockingIOError:
+                time.sleep(0.01)
+                continue
+            assert packet is not None
+            if "drain" in packet.fields:
+                return 10 if packet.fields["succeeded"] else 11
+
+    watched = watch(work)  # type: ignore[misc]
+    old = watched.fork()
+    watched.turn_until(lambda: bool(watched.ready))
+    os.kill(old.pid, signal.SIGSTOP)
+    credential = PeerCredential(1, 1000, 1000)
+    given = 0
+    while not old.outbox:  # until its channel has no room
+        ours, theirs = socket.socketpair()
+        ours.close()
+        watched.crew.hand_over(Arrival(theirs, credential, None), old, credential)
+        given += 1
+    assert watched.crew.ready() == [old]
+    watched.crew.generation = 1
+    assert watched.crew.ready() == []
+    (left,) = watched.crew.retire(5.0)
+    left.close()
+    assert watched.ledger.count() == given - 1
+    os.kill(old.pid, signal.SIGCONT)
+    watched.turn_until(lambda: bool(watched.ended))
+    assert watched.ended == [(old, 10)]
+    assert watched.ledger.count() == 0

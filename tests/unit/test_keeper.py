@@ -211,3 +211,42 @@ def test_a_recorder_that_reads_nothing_holds_nobody_up(
         watched.turn_until(lambda: bool(watched.ended))
         assert watched.ended == [-signal.SIGKILL]
         assert hear(watched, worker) == b""
+
+
+def serve_orders(channel: Channel) -> int:
+    """Do as the recorder does: records are on the disk at once, and "stop" ends it."""
+    channel.send({"ready": True})
+    while True:
+        try:
+            packet = channel.receive()
+        except BlockingIOError:
+            time.sleep(0.005)
+            continue
+        if packet is None or "stop" in packet.fields:
+            return 0
+        if "ack" in packet.fields:
+            channel.send({"recorded": packet.fields["ack"]})
+
+
+def test_whoever_waits_for_a_record_is_told_when_it_is_on_the_disk(watch: Maker) -> None:  # type: ignore[valid-type]
+    watched = watch(serve_orders)  # type: ignore[misc]
+    told: list[int] = []
+    assert not watched.keeper.record({"event": "run.reload"}, lambda: told.append(0)), "no recorder"
+    watched.keeper.start()
+    watched.turn_until(lambda: watched.keeper.ready)
+    for number in (1, 2):
+        assert watched.keeper.record({"event": "run.reload"}, lambda n=number: told.append(n))
+    watched.turn_until(lambda: len(told) == 2)
+    assert told == [1, 2]
+
+
+def test_a_recorder_that_is_replaced_ends_in_order_and_another_one_starts(watch: Maker) -> None:  # type: ignore[valid-type]
+    """Nobody is told that it has ended: it is no failure."""
+    watched = watch(serve_orders)  # type: ignore[misc]
+    watched.keeper.start()
+    watched.turn_until(lambda: watched.ready == 1)
+    watched.keeper.replace()
+    assert not watched.keeper.ready
+    watched.turn_until(lambda: watched.ready == 2)
+    assert watched.keeper.ready
+    assert watched.ended == []

@@ -32,6 +32,7 @@ POLICY = Policy(
             "mail": KeyPolicy(
                 allowed=ResolvedPrincipals(gids=frozenset({MAIL}), uids=frozenset({1050})),
                 decrypt_gids=frozenset({READERS}),
+                allows_data_keys=True,
             ),
             "payroll": KeyPolicy(allowed=ResolvedPrincipals(gids=frozenset({PAYROLL}))),
             "closed": KeyPolicy(
@@ -180,6 +181,8 @@ COLUMN = {
     Operation.DECRYPT: 1,
     Operation.REWRAP: 1,
     Operation.REENCRYPT: 1,
+    Operation.GENERATE_DATA_KEY: 0,
+    Operation.DECRYPT_DATA_KEY: 1,
     Operation.DESCRIBE_KEY: 2,
     Operation.ROTATE_KEY: 3,
     Operation.DISABLE_VERSION: 3,
@@ -335,6 +338,27 @@ def test_reencrypting_needs_both_permissions(
         }
     )
     assert narrowed.decide(subject(5, *gids), Operation.REENCRYPT, "k") is expected
+
+
+DATA_KEY_OPERATIONS = (Operation.GENERATE_DATA_KEY, Operation.DECRYPT_DATA_KEY)
+
+
+@pytest.mark.parametrize("operation", DATA_KEY_OPERATIONS)
+def test_a_key_gives_no_data_keys_unless_its_policy_says_so(operation: Operation) -> None:
+    """Only who may use the key learns of that reason; to others it looks like no key at all."""
+    assert POLICY.decide(subject(5, PAYROLL), operation, "payroll") is Reason.DATA_KEYS_NOT_ALLOWED
+    assert POLICY.decide(SUBJECTS["service"], operation, "payroll") is NO
+    assert POLICY.decide(SUBJECTS["operator"], operation, "payroll") is OP
+
+
+@pytest.mark.parametrize("operation", [Operation.ENCRYPT, Operation.DECRYPT, Operation.REWRAP])
+@pytest.mark.parametrize("who", SUBJECTS)
+def test_a_batch_is_refused_whole_where_no_key_is_allowed(who: str, operation: Operation) -> None:
+    """For the reason that any one key would be refused for."""
+    subject = SUBJECTS[who]
+    each = {POLICY.decide(subject, operation, key) for key in POLICY.keys}
+    expected = None if None in each else each.pop()
+    assert POLICY.decide_for_any(subject, operation) is expected
 
 
 def test_root_is_served_only_where_a_policy_names_it() -> None:

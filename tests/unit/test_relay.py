@@ -15,6 +15,7 @@ import uvloop
 
 from keyside_sidecar.peer.connection import Connection
 from keyside_sidecar.peer.credential import PeerCredential, read_credential
+from keyside_sidecar.peer.frames import GOAWAY
 from keyside_sidecar.peer.relay import Relay, make_buffer
 from keyside_sidecar.peer.tickets import TicketRegistry
 
@@ -332,5 +333,53 @@ def test_a_withdrawn_name_is_unknown_even_if_somebody_takes_it() -> None:
         assert rig.registry.find("unix-abstract:" + address[1:].decode()) is None
         assert connection not in rig.registry.connections()
         squatter.close()
+
+    run(scenario)
+
+
+FRAME = (1000).to_bytes(3, "big") + bytes(6) + bytes(1000)  # DATA
+
+
+def test_a_caller_is_sent_away_between_two_frames_once() -> None:
+    """Not in the middle of one, nor before the first; what follows passes on unchanged."""
+
+    async def scenario(rig: Rig) -> None:
+        client, inner = await rig.connect()
+        loop = asyncio.get_running_loop()
+        assert rig.relay is not None
+        for _ in range(2):
+            rig.relay.send_away()
+        await loop.sock_sendall(inner, FRAME[:500])
+        assert await read_exactly(client, 500) == FRAME[:500]
+        await loop.sock_sendall(inner, FRAME[500:])
+        assert await read_exactly(client, 509 + len(GOAWAY)) == FRAME[500:] + GOAWAY
+        rig.relay.send_away()
+        await loop.sock_sendall(inner, FRAME)
+        await loop.sock_sendall(client, b"its calls go on")
+        assert await read_exactly(inner, 15) == b"its calls go on"
+        assert await read_exactly(client, len(FRAME)) == FRAME
+        client.close()
+        assert await loop.sock_recv(inner, 1) == b""
+
+    run(scenario)
+
+
+def test_a_caller_that_reads_nothing_is_sent_away_when_it_does() -> None:
+    """The GOAWAY waits behind what the caller has no room for."""
+
+    async def scenario(rig: Rig) -> None:
+        client, inner = await rig.connect()
+        loop = asyncio.get_running_loop()
+        assert rig.relay is not None
+        data = FRAME * 3_000
+        sending = loop.create_task(loop.sock_sendall(inner, data))
+        await asyncio.sleep(0.05)
+        rig.relay.send_away()
+        got = await read_exactly(client, len(data) + len(GOAWAY))
+        await sending
+        before, goaway, after = got.partition(GOAWAY)
+        assert goaway
+        assert len(before) % len(FRAME) == 0
+        assert before + after == data
 
     run(scenario)

@@ -35,6 +35,7 @@ from keyside_sidecar.rpc.guard import Call
 from keyside_sidecar.rpc.key_messages import make_version
 from keyside_sidecar.rpc.keys import KeyServicer
 from keyside_sidecar.rpc.status import describe_failure
+from keyside_sidecar.rpc.versions import Versions
 from keyside_sidecar.store import VersionInfo, VersionState
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.keys = KeyServicer(CONFIG, POLICY, self.keyring, self.clock)
-        self.encryption = EncryptionServicer(CONFIG, self.keyring, self.clock)
+        versions = Versions(self.keyring, self.clock)
+        self.encryption = EncryptionServicer(CONFIG, self.keyring, versions)
 
     async def show(self, **request: Any) -> keys_pb2.GetKeyResponse:
         """Return what GetKey says of MAIL."""

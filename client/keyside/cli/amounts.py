@@ -26,9 +26,9 @@ def format_duration(duration: timedelta) -> str:
     return "0 s"
 
 
-def format_bytes(count: int) -> str:
+def format_bytes(count: float) -> str:
     """Return a number of bytes in the largest unit of which it has one: ``1.5 GiB``."""
     amount, unit = float(count), 0
     while amount >= _STEP and unit + 1 < len(_BYTES):
         amount, unit = amount / _STEP, unit + 1
-    return f"{count:,} {_BYTES[0]}" if unit == 0 else f"{amount:.3g} {_BYTES[unit]}"
+    return f"{count:,.0f} {_BYTES[0]}" if unit == 0 else f"{amount:.3g} {_BYTES[unit]}"

@@ -31,7 +31,9 @@ def filter_options(function: _Function) -> _Function:
             help="From this time on: 2026-11-25T22:45, or 2h ago.",
         ),
         click.option(
-            "--outcome", type=click.Choice(("ok", "refused", "failed")), help="What came of it."
+            "--outcome",
+            type=click.Choice(("ok", "partial", "refused", "failed")),
+            help="What came of it.",
         ),
         click.option(
             "--event", metavar="EVENT", help="access.approve; or access, for all that begin so."

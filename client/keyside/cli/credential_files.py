@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from keyside._temporary import create_temporary, remove_leftovers
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
 from keyside.cli.tables import format_time
-from keyside.cli.temporary import create_temporary, remove_leftovers
 from keyside.credential import Credential
 from keyside.errors import InvalidArgument
 from keyside.names import parse_access_id, parse_key_name

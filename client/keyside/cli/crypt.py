@@ -1,15 +1,26 @@
-"""``keyside encrypt`` and ``decrypt``: bytes in, bytes out."""
+"""``keyside encrypt`` and ``decrypt``: bytes in, bytes out, of any size.
+
+What one call takes is sealed and opened by the sidecar. What is longer is sealed and opened here,
+in segments under a data key, where the key's policy allows that.
+"""
 
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from keyside.cli.connection import KEY_NAME, Connection
-from keyside.cli.files import Output, read_input
+from keyside.cli.files import Input, Output
 from keyside.cli.granted import call_granted, credential_file_option, key_of_envelope
+from keyside.cli.streaming import decrypt_stream, encrypt_stream
 from keyside.cli.streams import context_option, refuse_terminal, stream_options
+from keyside.errors import KeysideError
+
+if TYPE_CHECKING:
+    from keyside.client import Client
+    from keyside.credential import Credential
 
 
 @click.command()
@@ -27,18 +38,30 @@ def encrypt(
     *,
     credential_file: str | None,
 ) -> None:
-    """Seal the input under KEY's current version; the output is an envelope."""
+    """Seal the input under KEY's current version; the output is an envelope.
+
+    Input of any size: what is more than the sidecar takes in one call is sealed here under a data
+    key, if KEY's policy allows data keys.
+    """
+    reader = Input(source)
     with Output(output, secret=False) as target, connection.open() as client:
         refuse_terminal(target)
-        plaintext = read_input(source)
-        envelope = call_granted(
-            connection,
-            "encrypt",
-            lambda: key,
-            lambda credential: client.encrypt(key, plaintext, context, credential=credential),
-            credential_file=credential_file,
-        )
-        target.write(envelope)
+        with reader as opened, reader.reading():
+            plaintext, envelope = opened.read_small(), None
+            if plaintext is not None:
+                data = plaintext
+                envelope = call_granted(
+                    connection,
+                    "encrypt",
+                    lambda: key,
+                    lambda credential: _encrypt_short(client, key, data, context, credential),
+                    credential_file=credential_file,
+                )
+            if envelope is not None:
+                target.append(envelope)
+            else:
+                encrypt_stream(client, key, context, opened, target)
+            target.finish()
 
 
 @click.command()
@@ -56,21 +79,67 @@ def decrypt(
 ) -> None:
     """Open the envelope in the input; the output is what was sealed.
 
-    An output file gets mode 0600. A person who was given access to the key uses it without
-    further ado; see keyside access.
+    An output file gets mode 0600, and appears when all of it has opened. A pipe gets what has
+    opened, piece by piece: heed the exit code before you rely on the end. A person who was given
+    access to the key uses it without further ado; see keyside access.
     """
-    with Output(output, secret=True) as target, connection.open() as client:
-        envelope = read_input(source)
-        plaintext = call_granted(
-            connection,
-            "decrypt",
-            lambda: key_of_envelope(envelope),
-            lambda credential: client.decrypt(envelope, context, credential=credential),
-            credential_file=credential_file,
-        )
-        if not _is_plain_text(plaintext):
+    reader = Input(source)
+    with (
+        Output(output, secret=True) as target,
+        connection.open() as client,
+        reader as opened,
+        reader.reading(),
+    ):
+        envelope, plaintext = opened.read_small(), None
+        if envelope is not None:
+            data = envelope
+            plaintext = call_granted(
+                connection,
+                "decrypt",
+                lambda: key_of_envelope(data),
+                lambda credential: _decrypt_short(client, data, context, credential),
+                credential_file=credential_file,
+            )
+        if plaintext is None:
             refuse_terminal(target)
-        target.write(plaintext)
+            decrypt_stream(client, context, opened, target)
+        else:
+            if not _is_plain_text(plaintext):
+                refuse_terminal(target)
+            target.append(plaintext)
+        target.finish()
+
+
+def _encrypt_short(
+    client: Client,
+    key: str,
+    plaintext: bytes,
+    context: dict[str, str],
+    credential: Credential | None,
+) -> bytes | None:
+    """Return the envelope; ``None`` where the sidecar takes no plaintext of that size."""
+    from keyside._sealed_input import is_too_large
+
+    try:
+        return client.encrypt(key, plaintext, context, credential=credential)
+    except KeysideError as error:
+        if credential is not None or not is_too_large(error):
+            raise
+    return None
+
+
+def _decrypt_short(
+    client: Client, envelope: bytes, context: dict[str, str], credential: Credential | None
+) -> bytes | None:
+    """Return the plaintext; ``None`` where the sidecar takes no envelope of that size."""
+    from keyside._sealed_input import is_too_large
+
+    try:
+        return client.decrypt(envelope, context, credential=credential)
+    except KeysideError as error:
+        if credential is not None or not is_too_large(error):
+            raise
+    return None
 
 
 def _is_plain_text(data: bytes) -> bool:

@@ -4,22 +4,79 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import sys
-from typing import TYPE_CHECKING, BinaryIO, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
+from keyside._atomic import AtomicFile
+from keyside._bounds import MAX_CALL_BYTES
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
-from keyside.cli.temporary import create_temporary, open_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
+
+    from keyside._atomic import Bytes
+    from keyside._sealed_input import SealedInput
 
 # More than any sidecar can be configured to accept; what lies between that and the sidecar's
 # limit is sent, and the sidecar's own answer states its limit.
-MAX_INPUT_BYTES: Final = 20 * 1024 * 1024
-_NEW_SECRET_MODE: Final = 0o600
-_NEW_MODE: Final = 0o666
+MAX_INPUT_BYTES: Final = MAX_CALL_BYTES
+
+
+class Input:
+    """Where the bytes come from. Use it as a context manager.
+
+    Args:
+        path: A file; ``None`` or ``"-"`` is standard input.
+
+    Raises:
+        CommandError: On entering: it can't be opened.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self._path = None if path == "-" else path
+        self._sealed: SealedInput | None = None
+
+    def __enter__(self) -> SealedInput:
+        from keyside._sealed_input import SealedInput
+
+        with self.reading():
+            if self._path is None:
+                if sys.stdin.isatty():
+                    print("reading from the terminal; end with Ctrl-D", file=sys.stderr)
+                descriptor = os.dup(sys.stdin.fileno())
+            else:
+                descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            self._sealed = SealedInput(descriptor)
+        return self._sealed
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._sealed is not None:
+            self._sealed.close()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Say of an error while reading that it is this input's.
+
+        Raises:
+            CommandError: There was one.
+        """
+        try:
+            yield
+        except BrokenPipeError:  # the output's
+            raise
+        except OSError as error:
+            missing = isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError))
+            raise CommandError(
+                f"can't read {self._path or 'standard input'}: {error.strerror}",
+                exits.NO_INPUT if missing else exits.IO_ERROR,
+            ) from None
 
 
 def read_input(path: str | None) -> bytes:
@@ -31,31 +88,16 @@ def read_input(path: str | None) -> bytes:
     Raises:
         CommandError: It can't be read, or is larger than any sidecar accepts.
     """
-    try:
-        if path is None or path == "-":
-            if sys.stdin.isatty():
-                print("reading from the terminal; end with Ctrl-D", file=sys.stderr)
-            data = _read(sys.stdin.buffer)
-        else:
-            with open(path, "rb") as file:  # noqa: PTH123
-                data = _read(file)
-    except OSError as error:
-        missing = isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError))
-        raise CommandError(
-            f"can't read {path or 'standard input'}: {error.strerror}",
-            exits.NO_INPUT if missing else exits.IO_ERROR,
-        ) from None
-    if len(data) > MAX_INPUT_BYTES:
+    source = Input(path)
+    with source as opened, source.reading():
+        data = opened.read_small()
+    if data is None:
         raise CommandError(
             f"the input is larger than {MAX_INPUT_BYTES:,} bytes, more than any sidecar accepts",
             exits.DATA,
             "a sidecar accepts 1 MiB unless configured, and 16 MiB at most: split the input",
         )
     return data
-
-
-def _read(file: BinaryIO) -> bytes:
-    return file.read(MAX_INPUT_BYTES + 1)
 
 
 class Output:
@@ -74,10 +116,7 @@ class Output:
     def __init__(self, path: str | None, *, secret: bool) -> None:
         self._path = path
         self._secret = secret
-        self._target = ""
-        self._temporary = ""
-        self._descriptor = -1
-        self._folder = -1
+        self._file: AtomicFile | None = None
 
     @property
     def is_guarded_terminal(self) -> bool:
@@ -85,21 +124,13 @@ class Output:
         return self._path is None and sys.stdout.isatty()
 
     def __enter__(self) -> Self:
-        if self._path is None or self._path == "-":
-            return self
-        self._target = os.path.realpath(self._path)
-        try:
-            existing = self._look(self._target)
-            if existing is not None and not stat.S_ISREG(existing.st_mode):
-                flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY
-                self._descriptor = os.open(self._target, flags)
-            else:
-                self._create(existing)
-        except OSError as error:
-            self._discard()
-            raise CommandError(
-                f"can't create {self._path}: {error.strerror}", exits.CANT_CREATE
-            ) from None
+        if self._path is not None and self._path != "-":
+            try:
+                self._file = AtomicFile(self._path, secret=self._secret)
+            except OSError as error:
+                raise CommandError(
+                    f"can't create {self._path}: {error.strerror}", exits.CANT_CREATE
+                ) from None
         return self
 
     def write(self, data: bytes) -> None:
@@ -109,25 +140,34 @@ class Output:
             CommandError: It could not be written; the file is as it was.
             BrokenPipeError: Nobody reads standard output any more.
         """
-        try:
-            if self._descriptor < 0:
+        self.append(data)
+        self.finish()
+
+    def append(self, data: Bytes) -> None:
+        """Write a part of what is to come.
+
+        Raises:
+            CommandError: As for ``write``.
+            BrokenPipeError: As for ``write``.
+        """
+        with self._writing():
+            if self._file is not None:
+                self._file.write(data)
+            else:
                 sys.stdout.buffer.write(data)
+
+    def finish(self) -> None:
+        """Make what was written durable under its name.
+
+        Raises:
+            CommandError: As for ``write``.
+            BrokenPipeError: As for ``write``.
+        """
+        with self._writing():
+            if self._file is not None:
+                self._file.put_in_place()
+            else:
                 sys.stdout.buffer.flush()
-                return
-            with os.fdopen(self._descriptor, "wb", closefd=False) as file:
-                file.write(data)
-            if self._temporary:
-                os.fsync(self._descriptor)
-                name = os.path.basename(self._target)  # noqa: PTH119
-                os.rename(self._temporary, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-                self._temporary = ""
-                os.fsync(self._folder)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise CommandError(
-                f"can't write {self._path or 'standard output'}: {error.strerror}", exits.IO_ERROR
-            ) from None
 
     def __exit__(
         self,
@@ -135,33 +175,16 @@ class Output:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._discard()
+        if self._file is not None:
+            self._file.discard()
 
-    def _create(self, existing: os.stat_result | None) -> None:
-        mode = _NEW_SECRET_MODE if self._secret or existing is not None else _NEW_MODE
-        self._folder = open_folder(os.path.dirname(self._target))  # noqa: PTH120
-        self._descriptor, self._temporary = create_temporary(self._folder, mode)
-        if existing is not None and not self._secret:
-            mode = stat.S_IMODE(existing.st_mode) & 0o777
-            try:
-                os.fchown(self._descriptor, existing.st_uid, existing.st_gid)
-            except PermissionError:
-                mode &= 0o707  # what its group might do, another group may not
-            os.fchmod(self._descriptor, mode)
-
-    def _discard(self) -> None:
-        if self._temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(self._temporary, dir_fd=self._folder)
-            self._temporary = ""
-        for descriptor in (self._descriptor, self._folder):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._descriptor = self._folder = -1
-
-    @staticmethod
-    def _look(path: str) -> os.stat_result | None:
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            return os.stat(path)  # noqa: PTH116
-        except FileNotFoundError:
-            return None
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise CommandError(
+                f"can't write {self._path or 'standard output'}: {error.strerror}", exits.IO_ERROR
+            ) from None

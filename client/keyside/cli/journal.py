@@ -21,9 +21,9 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from keyside._temporary import open_folder
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
-from keyside.cli.temporary import open_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

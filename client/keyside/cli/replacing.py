@@ -17,9 +17,9 @@ import stat
 import time
 from typing import TYPE_CHECKING, Final, Self
 
+from keyside._temporary import create_temporary
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
-from keyside.cli.temporary import create_temporary
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -12,10 +12,11 @@ from keyside.address import choose_socket
 from keyside.cli import exits
 from keyside.cli.connection import Connection, as_json
 from keyside.cli.exits import CommandError
-from keyside.cli.files import Output, read_input
+from keyside.cli.files import Input, Output, read_input
 from keyside.cli.granted import call_granted, credential_file_option, key_of_envelope
 from keyside.cli.journal import Journal, JournalError, choose_journal, digest_arguments
 from keyside.cli.rewriting import Outcome, Reencrypter, Rewrapper
+from keyside.cli.streaming import rewrap_stream
 from keyside.cli.streams import context_option, refuse_terminal, stream_options
 from keyside.cli.tables import format_time
 from keyside.cli.tally import Display, Failure, Tally, Verbs
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from keyside.cli.rewriting import Rewriter
+    from keyside.client import Client
+    from keyside.credential import Credential
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
@@ -83,17 +86,7 @@ def rewrap(
     """
     _check_usage(paths, source, output, {"--dry-run": dry_run, "--json": as_json})
     if not paths:
-        with Output(output, secret=False) as target, connection.open() as client:
-            refuse_terminal(target)
-            envelope = read_input(source)
-            rewrapped = call_granted(
-                connection,
-                "rewrap",
-                lambda: key_of_envelope(envelope),
-                lambda credential: client.rewrap(envelope, credential=credential),
-                credential_file=credential_file,
-            )
-            target.write(rewrapped)
+        _rewrap_one(connection, source, output, credential_file)
         return None
     if credential_file is not None:
         raise click.UsageError("--credential-file goes without PATH: a grant is for single ones")
@@ -171,6 +164,42 @@ def reencrypt(
             if code == exits.OK and not dry_run:
                 journal.remove()
     return code
+
+
+def _rewrap_one(
+    connection: Connection, source: str | None, output: str | None, credential_file: str | None
+) -> None:
+    reader = Input(source)
+    with Output(output, secret=False) as target, connection.open() as client:
+        refuse_terminal(target)
+        with reader as opened, reader.reading():
+            envelope, rewrapped = opened.read_small(), None
+            if envelope is not None:
+                data = envelope
+                rewrapped = call_granted(
+                    connection,
+                    "rewrap",
+                    lambda: key_of_envelope(data),
+                    lambda credential: _rewrap_short(client, data, credential),
+                    credential_file=credential_file,
+                )
+            if rewrapped is not None:
+                target.append(rewrapped)
+            else:
+                rewrap_stream(client, opened, target)
+            target.finish()
+
+
+def _rewrap_short(client: Client, envelope: bytes, credential: Credential | None) -> bytes | None:
+    """Return the envelope rewrapped; ``None`` where the sidecar takes none of that size."""
+    from keyside._sealed_input import is_too_large
+
+    try:
+        return client.rewrap(envelope, credential=credential)
+    except KeysideError as error:
+        if credential is not None or not is_too_large(error):
+            raise
+    return None
 
 
 def _check_usage(

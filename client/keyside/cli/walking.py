@@ -13,10 +13,10 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from keyside._temporary import is_temporary, open_folder, remove_leftovers
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
 from keyside.cli.replacing import changed_meanwhile
-from keyside.cli.temporary import is_temporary, open_folder, remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence

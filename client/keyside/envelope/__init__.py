@@ -23,8 +23,10 @@ from keyside.envelope.framing import FORMAT_VERSION
 from keyside.envelope.header import (
     MAX_HEADER_BYTES,
     WrappingHeader,
+    cut_wrapping_header,
     parse_wrapping_header,
     unwrap_data_key,
+    unwrap_leading_header,
     wrap_data_key,
 )
 from keyside.envelope.keys import DataKey, VersionKey, generate_data_key
@@ -43,7 +45,13 @@ from keyside.envelope.payload_header import (
     PayloadHeader,
     parse_payload_header,
 )
-from keyside.envelope.sealing import MAX_OVERHEAD_BYTES, open_envelope, rewrap, seal
+from keyside.envelope.sealing import (
+    MAX_OVERHEAD_BYTES,
+    open_envelope,
+    rewrap,
+    seal,
+    take_payload,
+)
 from keyside.envelope.segments import (
     DEFAULT_SEGMENT_BYTES,
     MAX_STREAM_BYTES,
@@ -92,6 +100,7 @@ __all__ = [
     "Suite",
     "VersionKey",
     "WrappingHeader",
+    "cut_wrapping_header",
     "encode_context",
     "generate_data_key",
     "lay_out_body",
@@ -102,6 +111,8 @@ __all__ = [
     "rewrap",
     "seal",
     "suite_by_name",
+    "take_payload",
     "unwrap_data_key",
+    "unwrap_leading_header",
     "wrap_data_key",
 ]

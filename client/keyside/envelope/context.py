@@ -14,7 +14,13 @@ MAX_CONTEXT_NAME_BYTES: Final = 128
 MAX_CONTEXT_VALUE_BYTES: Final = 1024
 
 EMPTY_CONTEXT: Final = b"\x00\x00"
-_DIGEST_LABEL: Final = b"keyside/v1/context\x00"
+DIGEST_LABEL: Final = b"keyside/v1/context\x00"
+_LENGTHS: Final = tuple(n.to_bytes(4) for n in range(MAX_CONTEXT_VALUE_BYTES + 1))
+# No name is empty, and none is longer.
+_NAME_LENGTHS: Final = {n: _LENGTHS[n] for n in range(1, MAX_CONTEXT_NAME_BYTES + 1)}
+# How a context of one pair begins, by its name. Names come from callers: only so many are kept.
+_NAMES: Final[dict[str, bytes]] = {}
+_MAX_NAMES: Final = 256
 
 
 def encode_context(context: Mapping[str, str]) -> bytes:
@@ -33,6 +39,23 @@ def encode_context(context: Mapping[str, str]) -> bytes:
         InvalidArgument: ``context`` is outside those limits, is no mapping of text to text, or
             holds a lone surrogate, or gives a name twice; reason ``INVALID_CONTEXT``.
     """
+    # One pair in a dict is what most contexts are; their names are few.
+    if type(context) is dict and len(context) == 1:
+        [(name, value)] = context.items()
+        if type(name) is str and type(value) is str and (begun := _NAMES.get(name)) is not None:
+            try:
+                encoded_value = value.encode()
+                return begun + _LENGTHS[len(encoded_value)] + encoded_value
+            except (UnicodeEncodeError, IndexError):
+                pass  # refused below, with its reason
+    if type(context) is dict and 1 < len(context) <= MAX_CONTEXT_PAIRS:
+        encoded = _encode_dict(context)
+        if encoded is not None:
+            return encoded
+    return _encode_any(context)
+
+
+def _encode_any(context: Mapping[str, str]) -> bytes:
     # A dict is told apart first: the abstract class costs as much as encoding a pair.
     if not isinstance(context, dict) and not isinstance(context, Mapping):
         raise _invalid("a context is a map of text to text")
@@ -45,15 +68,38 @@ def encode_context(context: Mapping[str, str]) -> bytes:
     pairs = _encode_pairs(given)
     if len(pairs) != len(given):
         raise _invalid("a context's names are distinct")
+    if len(pairs) == 1 and len(_NAMES) < _MAX_NAMES:
+        _remember_name(*pairs)
     parts = [len(pairs).to_bytes(2)]
     for encoded_name, encoded_value in sorted(pairs.items()):
         parts += (
-            len(encoded_name).to_bytes(4),
+            _LENGTHS[len(encoded_name)],
             encoded_name,
-            len(encoded_value).to_bytes(4),
+            _LENGTHS[len(encoded_value)],
             encoded_value,
         )
     return b"".join(parts)
+
+
+def _encode_dict(context: dict[str, str]) -> bytes | None:
+    """Return the encoding of a dict's pairs, quickly; None for what the general way shall refuse.
+
+    A dict's names are distinct, and so are their encodings.
+    """
+    encode = str.encode
+    try:
+        pairs = sorted([(encode(name), encode(value)) for name, value in context.items()])
+        parts = [len(pairs).to_bytes(2)]
+        for name, value in pairs:
+            parts += _NAME_LENGTHS[len(name)], name, _LENGTHS[len(value)], value
+        return b"".join(parts)
+    except (TypeError, UnicodeEncodeError, LookupError, RuntimeError):
+        return None
+
+
+def _remember_name(encoded_name: bytes) -> None:
+    begun = (1).to_bytes(2) + len(encoded_name).to_bytes(4) + encoded_name
+    _NAMES[encoded_name.decode()] = begun
 
 
 def _encode_pairs(given: list[tuple[str, str]]) -> dict[bytes, bytes]:
@@ -87,7 +133,7 @@ def digest_context(context_key: bytes, sequence: bytes, encoded_context: bytes) 
         sequence: The payload's sequence as 8 bytes.
         encoded_context: From ``encode_context``.
     """
-    return sha256(_DIGEST_LABEL + context_key + sequence + encoded_context).digest()
+    return sha256(DIGEST_LABEL + context_key + sequence + encoded_context).digest()
 
 
 def _invalid(message: str) -> InvalidArgument:

@@ -34,9 +34,13 @@ _SUITE_AT: Final = len(PREAMBLE)
 _NAME_AT: Final = _SUITE_AT + 2
 _NUMBER_LENGTH: Final = 4
 _AFTER_NAME: Final = _NUMBER_LENGTH + VERSION_ID_LENGTH
-_AFTER_PREFIX: Final = SALT_LENGTH + COMMITMENT_LENGTH + WRAPPED_KEY_LENGTH
+AFTER_PREFIX: Final = SALT_LENGTH + COMMITMENT_LENGTH + WRAPPED_KEY_LENGTH
 
-MAX_HEADER_BYTES: Final = _NAME_AT + MAX_KEY_NAME_LENGTH + _AFTER_NAME + _AFTER_PREFIX
+NAME_LENGTH_AT: Final = _NAME_AT - 1
+LENGTH_BESIDE_NAME: Final = _NAME_AT + _AFTER_NAME + AFTER_PREFIX
+"""A wrapping header has this many bytes and the key's name, whose length stands in one of them."""
+
+MAX_HEADER_BYTES: Final = _NAME_AT + MAX_KEY_NAME_LENGTH + _AFTER_NAME + AFTER_PREFIX
 
 # A fixed nonce is safe here and nowhere else: a wrapping key is derived from the version and a
 # fresh 192-bit salt, and encrypts exactly one message, the 32 bytes of one data key.
@@ -78,7 +82,7 @@ def parse_wrapping_header(envelope: bytes) -> WrappingHeader:
     suite = SUITES_BY_CODE.get(envelope[_SUITE_AT])
     name_end = _NAME_AT + envelope[_NAME_AT - 1]
     prefix_end = name_end + _AFTER_NAME
-    if suite is None or len(envelope) < prefix_end + _AFTER_PREFIX:
+    if suite is None or len(envelope) < prefix_end + AFTER_PREFIX:
         raise EnvelopeRejected
     try:
         # Latin-1 maps every byte to one character; parse_key_name refuses all but its own.
@@ -94,8 +98,22 @@ def parse_wrapping_header(envelope: bytes) -> WrappingHeader:
         key_name,
         VersionNumber(number),
         envelope[number_end:prefix_end],
-        envelope[: prefix_end + _AFTER_PREFIX],
+        envelope[: prefix_end + AFTER_PREFIX],
     )
+
+
+def cut_wrapping_header(envelope: bytes) -> bytes:
+    """Return the bytes that a wrapping header would take at the beginning of an envelope.
+
+    Nothing in them is checked. Envelopes that begin with the same bytes have the same data key: it
+    need be unwrapped only once.
+
+    Args:
+        envelope: An envelope, or anything that claims to be one.
+    """
+    if len(envelope) < _NAME_AT:
+        return envelope
+    return envelope[: _NAME_AT + envelope[_NAME_AT - 1] + _AFTER_NAME + AFTER_PREFIX]
 
 
 def wrap_data_key(version: VersionKey, data_key: DataKey, suite: Suite) -> bytes:
@@ -139,7 +157,7 @@ def unwrap_leading_header(version: VersionKey, envelope: bytes) -> tuple[DataKey
     prefix = version.header_prefixes.get(code)
     if prefix is None or not envelope.startswith(prefix):
         raise EnvelopeRejected
-    end = len(prefix) + _AFTER_PREFIX
+    end = len(prefix) + AFTER_PREFIX
     if len(envelope) < end:
         raise EnvelopeRejected
     # Derived keys stay in a frame that returns: a traceback may show the locals of one that raises.

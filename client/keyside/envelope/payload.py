@@ -8,6 +8,7 @@ bytes is reached, or when the process forks; then a new sealer of the same data 
 from __future__ import annotations
 
 import threading
+from hmac import compare_digest
 from os import urandom
 from typing import TYPE_CHECKING, Final
 
@@ -20,15 +21,15 @@ from keyside.envelope.keys import DataKey, Unshareable
 from keyside.envelope.payload_header import (
     KIND_WHOLE,
     MAX_WHOLE_BYTES,
-    PayloadHeader,
+    SALTED_LENGTH,
+    WHOLE_HEADER_LENGTH,
     PayloadKeys,
-    check_context,
     derive_whole_keys,
     parse_payload_header,
     require_possible_whole_body,
 )
 from keyside.envelope.segments import open_all_segments
-from keyside.envelope.suites import DEFAULT_SUITE, Suite
+from keyside.envelope.suites import DEFAULT_SUITE, SUITES_BY_CODE, Suite
 from keyside.errors import EnvelopeRejected, InvalidArgument, LimitExceeded
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ MAX_BYTES_PER_SEALER: Final = 2**36
 _CACHED_KEYS: Final = 16
 _COPY_BELOW: Final = 4096
 _NONCE_PREFIX: Final = bytes(4)
+_SEQUENCE_END: Final = SALTED_LENGTH + 8
 
 
 class PayloadSealer(Unshareable):
@@ -129,18 +131,20 @@ class PayloadOpener(Unshareable):
             InvalidArgument: The context is not possible, or the payload is not ``bytes``.
         """
         encoded_context = encode_context(context)
-        header = parse_payload_header(payload, offset)
-        if header.kind != KIND_WHOLE:
-            body = memoryview(payload)[offset + len(header.raw) :]
-            return open_all_segments(header, self._data_key, encoded_context, body)
-        keys = self._keys.get(header.salted)
+        require_bytes(payload, "a payload")
+        # Keys are kept under the beginning of a header that was read: it need not be read again.
+        keys = self._keys.get(payload[offset : offset + SALTED_LENGTH]) if offset >= 0 else None
         if keys is None:
+            header = parse_payload_header(payload, offset)
+            if header.kind != KIND_WHOLE:
+                body = memoryview(payload)[offset + len(header.raw) :]
+                return open_all_segments(header, self._data_key, encoded_context, body)
             keys = _derive_whole(self._data_key, header.salted, header.suite)
             # Salts come from whoever made the payloads: never more than a few are kept.
             if len(self._keys) >= _CACHED_KEYS:
                 self._keys.clear()
             self._keys[header.salted] = keys
-        return _open_whole(header, keys, payload, offset, encoded_context)
+        return _open_whole(keys, payload, offset, encoded_context)
 
 
 def require_plaintext(plaintext: bytes) -> None:
@@ -182,12 +186,15 @@ def open_one(data_key: DataKey, data: bytes, offset: int, encoded_context: bytes
     Raises:
         EnvelopeRejected: It was altered, or sealed for another context or data key.
     """
-    header = parse_payload_header(data, offset)
-    if header.kind != KIND_WHOLE:
+    salted, suite = data[offset : offset + SALTED_LENGTH], None
+    if len(salted) == SALTED_LENGTH and salted[1] == KIND_WHOLE:
+        suite = SUITES_BY_CODE.get(salted[0])
+    if suite is None:  # segmented, or nothing that opens
+        header = parse_payload_header(data, offset)
         body = memoryview(data)[offset + len(header.raw) :]
         return open_all_segments(header, data_key, encoded_context, body)
-    keys = _derive_whole(data_key, header.salted, header.suite)
-    return _open_whole(header, keys, data, offset, encoded_context)
+    keys = _derive_whole(data_key, salted, suite)
+    return _open_whole(keys, data, offset, encoded_context)
 
 
 def _begin_whole(data_key: DataKey, suite: Suite) -> tuple[bytes, PayloadKeys]:
@@ -207,16 +214,19 @@ def _seal_whole(
     return header + keys.aead.encrypt(_NONCE_PREFIX + counter, plaintext, PREAMBLE + header)
 
 
-def _open_whole(
-    header: PayloadHeader, keys: PayloadKeys, data: bytes, offset: int, encoded_context: bytes
-) -> bytes:
-    body_at = offset + len(header.raw)
+def _open_whole(keys: PayloadKeys, data: bytes, offset: int, encoded_context: bytes) -> bytes:
+    """Open a payload whose header has the suite, kind and salt that ``keys`` were derived for."""
+    body_at = offset + WHOLE_HEADER_LENGTH
     require_possible_whole_body(len(data) - body_at)
-    check_context(header, keys, encoded_context)
+    header = data[offset:body_at]
+    counter = header[SALTED_LENGTH:_SEQUENCE_END]
+    expected = digest_context(keys.context_key, counter, encoded_context)
+    if not compare_digest(expected, header[_SEQUENCE_END:]):
+        raise EnvelopeRejected
     # A copy is cheaper than a view of a few hundred bytes, and dearer for a large body.
     body = data[body_at:] if len(data) < _COPY_BELOW else memoryview(data)[body_at:]
     try:
-        return keys.aead.decrypt(_NONCE_PREFIX + header.sequence, body, PREAMBLE + header.raw)
+        return keys.aead.decrypt(_NONCE_PREFIX + counter, body, PREAMBLE + header)
     except InvalidTag:
         raise EnvelopeRejected from None
 

@@ -31,7 +31,7 @@ _COMMON: Final = struct.Struct(">BB24s8s32s")
 _SEGMENT_SIZE: Final = struct.Struct(">I")
 _SEGMENTED_LENGTH: Final = _COMMON.size + _SEGMENT_SIZE.size
 
-_SALTED_LENGTH: Final = 26
+SALTED_LENGTH: Final = 26
 
 WHOLE_HEADER_LENGTH: Final = _COMMON.size
 
@@ -100,7 +100,7 @@ def parse_payload_header(data: bytes, offset: int = 0) -> PayloadHeader:
         end = offset + _SEGMENTED_LENGTH
         if not is_segment_size(segment_size):
             raise EnvelopeRejected
-    salted = data[offset : offset + _SALTED_LENGTH]
+    salted = data[offset : offset + SALTED_LENGTH]
     return PayloadHeader(
         suite, kind, salted, sequence, context_digest, segment_size, data[offset:end]
     )

@@ -99,9 +99,23 @@ def rewrap(
     if old.key_name != new.key_name:
         raise InvalidArgument("rewrapping stays within one key", reason="KEY_MISMATCH")
     data_key, payload_at = unwrap_leading_header(old, envelope)
+    payload = take_payload(envelope, payload_at)
+    return wrap_data_key(new, data_key, suite) + payload
+
+
+def take_payload(envelope: bytes, payload_at: int) -> bytes:
+    """Return what follows a wrapping header, to be put behind another one of the same data key.
+
+    Args:
+        envelope: An envelope, or only its wrapping header; then nothing is returned.
+        payload_at: The wrapping header's length.
+
+    Raises:
+        EnvelopeRejected: What follows is no payload.
+    """
     if len(envelope) > payload_at:
         _require_possible_payload(envelope, payload_at)
-    return wrap_data_key(new, data_key, suite) + envelope[payload_at:]
+    return envelope[payload_at:]
 
 
 def _require_possible_payload(envelope: bytes, offset: int) -> None:

@@ -30,7 +30,7 @@ from keyside.envelope.payload_header import (
     parse_payload_header,
     require_segment_size,
 )
-from keyside.envelope.suites import DEFAULT_SUITE, Aead, Suite
+from keyside.envelope.suites import DEFAULT_SUITE, Aead, Suite, decrypt_or_wipe
 from keyside.errors import EnvelopeRejected, InvalidArgument, LimitExceeded
 
 if TYPE_CHECKING:
@@ -208,6 +208,42 @@ class SegmentSealer(Unshareable):
             self._finished = is_last
         return segment
 
+    def seal_run(self, plaintext: memoryview, buffer: memoryview, *, is_last: bool) -> int:
+        """Write the next segments, sealed, to a buffer's beginning and return their length.
+
+        What ``seal_segment`` does for each of them, without a copy and for less than a
+        microsecond beside the encryption.
+
+        Args:
+            plaintext: Whole segments, at least one; where last, the final one may be short, and
+                the only one empty.
+            buffer: Writable; 16 bytes longer for each segment.
+            is_last: Whether this is the plaintext's end.
+
+        Raises:
+            InvalidArgument: The length is not possible here, or the last segment was sealed.
+            LimitExceeded: The stream has reached 16 TiB, or this is a forked child.
+        """
+        size = self.segment_size
+        count = max(1, -(-len(plaintext) // size))
+        self._require_own_process()
+        with self._lock:
+            self._require_own_process()
+            index = self._index
+            tail = len(plaintext) - (count - 1) * size
+            self._require_possible(index + count - 1, tail, is_last=is_last)
+            self._index = index + count
+            self._finished = True
+            at = 0
+            for number in range(count):
+                segment = plaintext[number * size : (number + 1) * size]
+                end = at + len(segment) + TAG_LENGTH
+                nonce = _encode_nonce(index + number, is_last=is_last and number == count - 1)
+                self._aead.encrypt_into(nonce, segment, self._aad, buffer[at:end])
+                at = end
+            self._finished = is_last
+        return at
+
     def _require_own_process(self) -> None:
         if self._process != mark_process():
             raise LimitExceeded(
@@ -275,6 +311,33 @@ class SegmentOpener(Unshareable):
         require_bytes(segment, "a segment")
         return _open_segment(self._stream, index, segment, is_last=is_last)
 
+    def open_run(self, index: int, sealed: memoryview, buffer: memoryview, *, is_last: bool) -> int:
+        """Write the plaintext of segments that follow each other to a buffer; return its length.
+
+        Args:
+            index: The first segment's place, from 0.
+            sealed: The segments, at least one; only the last of the payload may be short.
+            buffer: Writable, and as long as the plaintext at least.
+            is_last: Whether the payload ends with them.
+
+        Raises:
+            EnvelopeRejected: A segment is not that one of this stream, or was altered. The buffer
+                then holds what is genuine and stands before it, and zeros in its place.
+        """
+        stream = self._stream
+        stride = stream.segment_size + TAG_LENGTH
+        count = max(1, -(-len(sealed) // stride))
+        at = 0
+        for number in range(count):
+            segment = sealed[number * stride : (number + 1) * stride]
+            last = is_last and number == count - 1
+            _require_possible_segment(stream, index + number, len(segment), is_last=last)
+            end = at + len(segment) - TAG_LENGTH
+            nonce = _encode_nonce(index + number, is_last=last)
+            decrypt_or_wipe(stream.aead, nonce, segment, stream.aad, buffer[at:end])
+            at = end
+        return at
+
 
 def open_all_segments(
     header: PayloadHeader, data_key: DataKey, encoded_context: bytes, body: memoryview
@@ -322,14 +385,15 @@ def _unlock(header: PayloadHeader, data_key: DataKey, encoded_context: bytes) ->
 def _open_segment(
     stream: _Stream, index: int, segment: bytes | memoryview, *, is_last: bool
 ) -> bytes:
-    size = stream.segment_size
-    shortest = min(index, 1) if is_last else size
-    if (
-        not 0 <= index < MAX_STREAM_BYTES // size
-        or not shortest <= len(segment) - TAG_LENGTH <= size
-    ):
-        raise EnvelopeRejected
+    _require_possible_segment(stream, index, len(segment), is_last=is_last)
     try:
         return stream.aead.decrypt(_encode_nonce(index, is_last=is_last), segment, stream.aad)
     except InvalidTag:
         raise EnvelopeRejected from None
+
+
+def _require_possible_segment(stream: _Stream, index: int, length: int, *, is_last: bool) -> None:
+    size = stream.segment_size
+    shortest = min(index, 1) if is_last else size
+    if not 0 <= index < MAX_STREAM_BYTES // size or not shortest <= length - TAG_LENGTH <= size:
+        raise EnvelopeRejected

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-from keyside.errors import InvalidArgument
+from keyside.errors import EnvelopeRejected, InvalidArgument
 
 Aead = AESGCM | ChaCha20Poly1305
 
@@ -56,3 +57,21 @@ def suite_by_name(name: str) -> Suite:
         known = " or ".join(f'"{suite.name}"' for suite in SUITES)
         raise InvalidArgument(f"a suite is {known}", reason="INVALID_SUITE")
     return suite
+
+
+def decrypt_or_wipe(
+    aead: Aead, nonce: bytes, sealed: memoryview, aad: bytes, buffer: memoryview
+) -> None:
+    """Decrypt into a buffer of exactly the plaintext's length.
+
+    OpenSSL writes as it decrypts and checks the tag afterwards; what did not prove to be genuine
+    is overwritten here before anybody is told (I11).
+
+    Raises:
+        EnvelopeRejected: The tag is not right; the buffer holds zeros.
+    """
+    try:
+        aead.decrypt_into(nonce, sealed, aad, buffer)
+    except InvalidTag:
+        buffer[:] = bytes(len(buffer))
+        raise EnvelopeRejected from None

@@ -80,7 +80,7 @@ class SearchRecordsRequest(_message.Message):
     "access.approve".
     """
     outcome: _builtins.str
-    """"ok", "refused" or "failed"."""
+    """"ok", "partial" (a batch), "refused" or "failed"."""
     first_sequence: _builtins.int
     """Its sequence is this or more; 0 for any."""
     page_size: _builtins.int

@@ -22,9 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkeyside/v1/encryption.proto\x12\nkeyside.v1\",\n\rKeyVersionRef\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"\x9f\x01\n\x0e\x45ncryptRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x16\n\tplaintext\x18\x02 \x01(\x0c\x42\x03\x80\x01\x01\x12\x38\n\x07\x63ontext\x18\x03 \x03(\x0b\x32\'.keyside.v1.EncryptRequest.ContextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\x0f\x45ncryptResponse\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\"\x8c\x01\n\x0e\x44\x65\x63ryptRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x38\n\x07\x63ontext\x18\x02 \x03(\x0b\x32\'.keyside.v1.DecryptRequest.ContextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x0f\x44\x65\x63ryptResponse\x12\x16\n\tplaintext\x18\x01 \x01(\x0c\x42\x03\x80\x01\x01\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\"!\n\rRewrapRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"{\n\x0eRewrapResponse\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12+\n\x08previous\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\x12*\n\x07version\x18\x03 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\"\x90\x01\n\x10ReencryptRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12:\n\x07\x63ontext\x18\x02 \x03(\x0b\x32).keyside.v1.ReencryptRequest.ContextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"~\n\x11ReencryptResponse\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12+\n\x08previous\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\x12*\n\x07version\x18\x03 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef2\xa6\x02\n\x11\x45ncryptionService\x12\x42\n\x07\x45ncrypt\x12\x1a.keyside.v1.EncryptRequest\x1a\x1b.keyside.v1.EncryptResponse\x12\x42\n\x07\x44\x65\x63rypt\x12\x1a.keyside.v1.DecryptRequest\x1a\x1b.keyside.v1.DecryptResponse\x12?\n\x06Rewrap\x12\x19.keyside.v1.RewrapRequest\x1a\x1a.keyside.v1.RewrapResponse\x12H\n\tReencrypt\x12\x1c.keyside.v1.ReencryptRequest\x1a\x1d.keyside.v1.ReencryptResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkeyside/v1/encryption.proto\x12\nkeyside.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\",\n\rKeyVersionRef\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"\x9f\x01\n\x0e\x45ncryptRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x16\n\tplaintext\x18\x02 \x01(\x0c\x42\x03\x80\x01\x01\x12\x38\n\x07\x63ontext\x18\x03 \x03(\x0b\x32\'.keyside.v1.EncryptRequest.ContextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\x0f\x45ncryptResponse\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\"\x8c\x01\n\x0e\x44\x65\x63ryptRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x38\n\x07\x63ontext\x18\x02 \x03(\x0b\x32\'.keyside.v1.DecryptRequest.ContextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x0f\x44\x65\x63ryptResponse\x12\x16\n\tplaintext\x18\x01 \x01(\x0c\x42\x03\x80\x01\x01\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\"!\n\rRewrapRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"{\n\x0eRewrapResponse\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12+\n\x08previous\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\x12*\n\x07version\x18\x03 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\"\x90\x01\n\x10ReencryptRequest\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12:\n\x07\x63ontext\x18\x02 \x03(\x0b\x32).keyside.v1.ReencryptRequest.ContextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"~\n\x11ReencryptResponse\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12+\n\x08previous\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\x12*\n\x07version\x18\x03 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\"B\n\x13\x42\x61tchEncryptRequest\x12+\n\x05items\x18\x01 \x03(\x0b\x32\x1c.keyside.v1.BatchEncryptItem\"\xa3\x01\n\x10\x42\x61tchEncryptItem\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x16\n\tplaintext\x18\x02 \x01(\x0c\x42\x03\x80\x01\x01\x12:\n\x07\x63ontext\x18\x03 \x03(\x0b\x32).keyside.v1.BatchEncryptItem.ContextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x14\x42\x61tchEncryptResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.keyside.v1.BatchEncryptResult\"v\n\x12\x42\x61tchEncryptResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\x12*\n\x07version\x18\x03 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\"B\n\x13\x42\x61tchDecryptRequest\x12+\n\x05items\x18\x01 \x03(\x0b\x32\x1c.keyside.v1.BatchDecryptItem\"\x90\x01\n\x10\x42\x61tchDecryptItem\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12:\n\x07\x63ontext\x18\x02 \x03(\x0b\x32).keyside.v1.BatchDecryptItem.ContextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x14\x42\x61tchDecryptResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.keyside.v1.BatchDecryptResult\"|\n\x12\x42\x61tchDecryptResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x16\n\tplaintext\x18\x02 \x01(\x0c\x42\x03\x80\x01\x01\x12*\n\x07version\x18\x03 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\"@\n\x12\x42\x61tchRewrapRequest\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.keyside.v1.BatchRewrapItem\"#\n\x0f\x42\x61tchRewrapItem\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\"E\n\x13\x42\x61tchRewrapResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.keyside.v1.BatchRewrapResult\"\xa2\x01\n\x11\x42\x61tchRewrapResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\x12+\n\x08previous\x18\x03 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\x12*\n\x07version\x18\x04 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\";\n\x16GenerateDataKeyRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x14\n\x0cwrapped_only\x18\x02 \x01(\x08\"\xd2\x01\n\x17GenerateDataKeyResponse\x12\x16\n\tplaintext\x18\x01 \x01(\x0c\x42\x03\x80\x01\x01\x12\x0f\n\x07wrapped\x18\x02 \x01(\x0c\x12*\n\x07version\x18\x03 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\x12*\n\x07max_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_messages\x18\x05 \x01(\x04\x12\x11\n\tmax_bytes\x18\x06 \x01(\x04\x12\r\n\x05suite\x18\x07 \x01(\t\"(\n\x15\x44\x65\x63ryptDataKeyRequest\x12\x0f\n\x07wrapped\x18\x01 \x01(\x0c\"\x97\x01\n\x16\x44\x65\x63ryptDataKeyResponse\x12\x16\n\tplaintext\x18\x01 \x01(\x0c\x42\x03\x80\x01\x01\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.keyside.v1.KeyVersionRef\x12\r\n\x05suite\x18\x03 \x01(\t\x12*\n\x07max_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration2\xd1\x05\n\x11\x45ncryptionService\x12\x42\n\x07\x45ncrypt\x12\x1a.keyside.v1.EncryptRequest\x1a\x1b.keyside.v1.EncryptResponse\x12\x42\n\x07\x44\x65\x63rypt\x12\x1a.keyside.v1.DecryptRequest\x1a\x1b.keyside.v1.DecryptResponse\x12?\n\x06Rewrap\x12\x19.keyside.v1.RewrapRequest\x1a\x1a.keyside.v1.RewrapResponse\x12H\n\tReencrypt\x12\x1c.keyside.v1.ReencryptRequest\x1a\x1d.keyside.v1.ReencryptResponse\x12Q\n\x0c\x42\x61tchEncrypt\x12\x1f.keyside.v1.BatchEncryptRequest\x1a .keyside.v1.BatchEncryptResponse\x12Q\n\x0c\x42\x61tchDecrypt\x12\x1f.keyside.v1.BatchDecryptRequest\x1a .keyside.v1.BatchDecryptResponse\x12N\n\x0b\x42\x61tchRewrap\x12\x1e.keyside.v1.BatchRewrapRequest\x1a\x1f.keyside.v1.BatchRewrapResponse\x12Z\n\x0fGenerateDataKey\x12\".keyside.v1.GenerateDataKeyRequest\x1a#.keyside.v1.GenerateDataKeyResponse\x12W\n\x0e\x44\x65\x63ryptDataKey\x12!.keyside.v1.DecryptDataKeyRequest\x1a\".keyside.v1.DecryptDataKeyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,30 +43,78 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECRYPTRESPONSE'].fields_by_name['plaintext']._serialized_options = b'\200\001\001'
   _globals['_REENCRYPTREQUEST_CONTEXTENTRY']._loaded_options = None
   _globals['_REENCRYPTREQUEST_CONTEXTENTRY']._serialized_options = b'8\001'
-  _globals['_KEYVERSIONREF']._serialized_start=43
-  _globals['_KEYVERSIONREF']._serialized_end=87
-  _globals['_ENCRYPTREQUEST']._serialized_start=90
-  _globals['_ENCRYPTREQUEST']._serialized_end=249
-  _globals['_ENCRYPTREQUEST_CONTEXTENTRY']._serialized_start=203
-  _globals['_ENCRYPTREQUEST_CONTEXTENTRY']._serialized_end=249
-  _globals['_ENCRYPTRESPONSE']._serialized_start=251
-  _globals['_ENCRYPTRESPONSE']._serialized_end=330
-  _globals['_DECRYPTREQUEST']._serialized_start=333
-  _globals['_DECRYPTREQUEST']._serialized_end=473
-  _globals['_DECRYPTREQUEST_CONTEXTENTRY']._serialized_start=203
-  _globals['_DECRYPTREQUEST_CONTEXTENTRY']._serialized_end=249
-  _globals['_DECRYPTRESPONSE']._serialized_start=475
-  _globals['_DECRYPTRESPONSE']._serialized_end=560
-  _globals['_REWRAPREQUEST']._serialized_start=562
-  _globals['_REWRAPREQUEST']._serialized_end=595
-  _globals['_REWRAPRESPONSE']._serialized_start=597
-  _globals['_REWRAPRESPONSE']._serialized_end=720
-  _globals['_REENCRYPTREQUEST']._serialized_start=723
-  _globals['_REENCRYPTREQUEST']._serialized_end=867
-  _globals['_REENCRYPTREQUEST_CONTEXTENTRY']._serialized_start=203
-  _globals['_REENCRYPTREQUEST_CONTEXTENTRY']._serialized_end=249
-  _globals['_REENCRYPTRESPONSE']._serialized_start=869
-  _globals['_REENCRYPTRESPONSE']._serialized_end=995
-  _globals['_ENCRYPTIONSERVICE']._serialized_start=998
-  _globals['_ENCRYPTIONSERVICE']._serialized_end=1292
+  _globals['_BATCHENCRYPTITEM_CONTEXTENTRY']._loaded_options = None
+  _globals['_BATCHENCRYPTITEM_CONTEXTENTRY']._serialized_options = b'8\001'
+  _globals['_BATCHENCRYPTITEM'].fields_by_name['plaintext']._loaded_options = None
+  _globals['_BATCHENCRYPTITEM'].fields_by_name['plaintext']._serialized_options = b'\200\001\001'
+  _globals['_BATCHDECRYPTITEM_CONTEXTENTRY']._loaded_options = None
+  _globals['_BATCHDECRYPTITEM_CONTEXTENTRY']._serialized_options = b'8\001'
+  _globals['_BATCHDECRYPTRESULT'].fields_by_name['plaintext']._loaded_options = None
+  _globals['_BATCHDECRYPTRESULT'].fields_by_name['plaintext']._serialized_options = b'\200\001\001'
+  _globals['_GENERATEDATAKEYRESPONSE'].fields_by_name['plaintext']._loaded_options = None
+  _globals['_GENERATEDATAKEYRESPONSE'].fields_by_name['plaintext']._serialized_options = b'\200\001\001'
+  _globals['_DECRYPTDATAKEYRESPONSE'].fields_by_name['plaintext']._loaded_options = None
+  _globals['_DECRYPTDATAKEYRESPONSE'].fields_by_name['plaintext']._serialized_options = b'\200\001\001'
+  _globals['_KEYVERSIONREF']._serialized_start=100
+  _globals['_KEYVERSIONREF']._serialized_end=144
+  _globals['_ENCRYPTREQUEST']._serialized_start=147
+  _globals['_ENCRYPTREQUEST']._serialized_end=306
+  _globals['_ENCRYPTREQUEST_CONTEXTENTRY']._serialized_start=260
+  _globals['_ENCRYPTREQUEST_CONTEXTENTRY']._serialized_end=306
+  _globals['_ENCRYPTRESPONSE']._serialized_start=308
+  _globals['_ENCRYPTRESPONSE']._serialized_end=387
+  _globals['_DECRYPTREQUEST']._serialized_start=390
+  _globals['_DECRYPTREQUEST']._serialized_end=530
+  _globals['_DECRYPTREQUEST_CONTEXTENTRY']._serialized_start=260
+  _globals['_DECRYPTREQUEST_CONTEXTENTRY']._serialized_end=306
+  _globals['_DECRYPTRESPONSE']._serialized_start=532
+  _globals['_DECRYPTRESPONSE']._serialized_end=617
+  _globals['_REWRAPREQUEST']._serialized_start=619
+  _globals['_REWRAPREQUEST']._serialized_end=652
+  _globals['_REWRAPRESPONSE']._serialized_start=654
+  _globals['_REWRAPRESPONSE']._serialized_end=777
+  _globals['_REENCRYPTREQUEST']._serialized_start=780
+  _globals['_REENCRYPTREQUEST']._serialized_end=924
+  _globals['_REENCRYPTREQUEST_CONTEXTENTRY']._serialized_start=260
+  _globals['_REENCRYPTREQUEST_CONTEXTENTRY']._serialized_end=306
+  _globals['_REENCRYPTRESPONSE']._serialized_start=926
+  _globals['_REENCRYPTRESPONSE']._serialized_end=1052
+  _globals['_BATCHENCRYPTREQUEST']._serialized_start=1054
+  _globals['_BATCHENCRYPTREQUEST']._serialized_end=1120
+  _globals['_BATCHENCRYPTITEM']._serialized_start=1123
+  _globals['_BATCHENCRYPTITEM']._serialized_end=1286
+  _globals['_BATCHENCRYPTITEM_CONTEXTENTRY']._serialized_start=260
+  _globals['_BATCHENCRYPTITEM_CONTEXTENTRY']._serialized_end=306
+  _globals['_BATCHENCRYPTRESPONSE']._serialized_start=1288
+  _globals['_BATCHENCRYPTRESPONSE']._serialized_end=1359
+  _globals['_BATCHENCRYPTRESULT']._serialized_start=1361
+  _globals['_BATCHENCRYPTRESULT']._serialized_end=1479
+  _globals['_BATCHDECRYPTREQUEST']._serialized_start=1481
+  _globals['_BATCHDECRYPTREQUEST']._serialized_end=1547
+  _globals['_BATCHDECRYPTITEM']._serialized_start=1550
+  _globals['_BATCHDECRYPTITEM']._serialized_end=1694
+  _globals['_BATCHDECRYPTITEM_CONTEXTENTRY']._serialized_start=260
+  _globals['_BATCHDECRYPTITEM_CONTEXTENTRY']._serialized_end=306
+  _globals['_BATCHDECRYPTRESPONSE']._serialized_start=1696
+  _globals['_BATCHDECRYPTRESPONSE']._serialized_end=1767
+  _globals['_BATCHDECRYPTRESULT']._serialized_start=1769
+  _globals['_BATCHDECRYPTRESULT']._serialized_end=1893
+  _globals['_BATCHREWRAPREQUEST']._serialized_start=1895
+  _globals['_BATCHREWRAPREQUEST']._serialized_end=1959
+  _globals['_BATCHREWRAPITEM']._serialized_start=1961
+  _globals['_BATCHREWRAPITEM']._serialized_end=1996
+  _globals['_BATCHREWRAPRESPONSE']._serialized_start=1998
+  _globals['_BATCHREWRAPRESPONSE']._serialized_end=2067
+  _globals['_BATCHREWRAPRESULT']._serialized_start=2070
+  _globals['_BATCHREWRAPRESULT']._serialized_end=2232
+  _globals['_GENERATEDATAKEYREQUEST']._serialized_start=2234
+  _globals['_GENERATEDATAKEYREQUEST']._serialized_end=2293
+  _globals['_GENERATEDATAKEYRESPONSE']._serialized_start=2296
+  _globals['_GENERATEDATAKEYRESPONSE']._serialized_end=2506
+  _globals['_DECRYPTDATAKEYREQUEST']._serialized_start=2508
+  _globals['_DECRYPTDATAKEYREQUEST']._serialized_end=2548
+  _globals['_DECRYPTDATAKEYRESPONSE']._serialized_start=2551
+  _globals['_DECRYPTDATAKEYRESPONSE']._serialized_end=2702
+  _globals['_ENCRYPTIONSERVICE']._serialized_start=2705
+  _globals['_ENCRYPTIONSERVICE']._serialized_end=3426
 # @@protoc_insertion_point(module_scope)

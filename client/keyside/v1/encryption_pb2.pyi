@@ -5,8 +5,10 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -327,3 +329,487 @@ class ReencryptResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReencryptResponse: _TypeAlias = ReencryptResponse  # noqa: Y015
+
+@_typing.final
+class BatchEncryptRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchEncryptItem]: ...
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchEncryptItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchEncryptRequest: _TypeAlias = BatchEncryptRequest  # noqa: Y015
+
+@_typing.final
+class BatchEncryptItem(_message.Message):
+    """One plaintext to seal; the fields are EncryptRequest's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KEY_FIELD_NUMBER: _builtins.int
+    PLAINTEXT_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    plaintext: _builtins.bytes
+    """At most the sidecar's max_plaintext_bytes."""
+    @_builtins.property
+    def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        plaintext: _builtins.bytes = ...,
+        context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "key", b"key", "plaintext", b"plaintext"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchEncryptItem: _TypeAlias = BatchEncryptItem  # noqa: Y015
+
+@_typing.final
+class BatchEncryptResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchEncryptResult]:
+        """As many as the request has items, in their order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchEncryptResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchEncryptResponse: _TypeAlias = BatchEncryptResponse  # noqa: Y015
+
+@_typing.final
+class BatchEncryptResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    envelope: _builtins.bytes
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """Absent where the item is sealed; else what Encrypt would have answered,
+        with google.rpc.ErrorInfo among its details, and nothing else is set.
+        """
+
+    @_builtins.property
+    def version(self) -> Global___KeyVersionRef:
+        """The version that wraps the envelope's data key."""
+
+    def __init__(
+        self,
+        *,
+        status: _status_pb2.Status | None = ...,
+        envelope: _builtins.bytes = ...,
+        version: Global___KeyVersionRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "status", b"status", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchEncryptResult: _TypeAlias = BatchEncryptResult  # noqa: Y015
+
+@_typing.final
+class BatchDecryptRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchDecryptItem]: ...
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchDecryptItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchDecryptRequest: _TypeAlias = BatchDecryptRequest  # noqa: Y015
+
+@_typing.final
+class BatchDecryptItem(_message.Message):
+    """One envelope to open; the fields are DecryptRequest's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    envelope: _builtins.bytes
+    @_builtins.property
+    def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        envelope: _builtins.bytes = ...,
+        context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "envelope", b"envelope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchDecryptItem: _TypeAlias = BatchDecryptItem  # noqa: Y015
+
+@_typing.final
+class BatchDecryptResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchDecryptResult]:
+        """As many as the request has items, in their order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchDecryptResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchDecryptResponse: _TypeAlias = BatchDecryptResponse  # noqa: Y015
+
+@_typing.final
+class BatchDecryptResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    PLAINTEXT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    plaintext: _builtins.bytes
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """Absent where the item is opened; else what Decrypt would have answered,
+        with google.rpc.ErrorInfo among its details, and nothing else is set.
+        """
+
+    @_builtins.property
+    def version(self) -> Global___KeyVersionRef:
+        """The version that wrapped the envelope's data key."""
+
+    def __init__(
+        self,
+        *,
+        status: _status_pb2.Status | None = ...,
+        plaintext: _builtins.bytes = ...,
+        version: Global___KeyVersionRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plaintext", b"plaintext", "status", b"status", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchDecryptResult: _TypeAlias = BatchDecryptResult  # noqa: Y015
+
+@_typing.final
+class BatchRewrapRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchRewrapItem]: ...
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchRewrapItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRewrapRequest: _TypeAlias = BatchRewrapRequest  # noqa: Y015
+
+@_typing.final
+class BatchRewrapItem(_message.Message):
+    """One envelope to rewrap; the field is RewrapRequest's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    envelope: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        envelope: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRewrapItem: _TypeAlias = BatchRewrapItem  # noqa: Y015
+
+@_typing.final
+class BatchRewrapResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchRewrapResult]:
+        """As many as the request has items, in their order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchRewrapResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRewrapResponse: _TypeAlias = BatchRewrapResponse  # noqa: Y015
+
+@_typing.final
+class BatchRewrapResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    PREVIOUS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    envelope: _builtins.bytes
+    """What was sent, with the wrapping header replaced."""
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """Absent where the item is rewrapped; else what Rewrap would have answered,
+        with google.rpc.ErrorInfo among its details, and nothing else is set.
+        """
+
+    @_builtins.property
+    def previous(self) -> Global___KeyVersionRef:
+        """The version that wrapped the data key until now."""
+
+    @_builtins.property
+    def version(self) -> Global___KeyVersionRef:
+        """The version that wraps it in the answer."""
+
+    def __init__(
+        self,
+        *,
+        status: _status_pb2.Status | None = ...,
+        envelope: _builtins.bytes = ...,
+        previous: Global___KeyVersionRef | None = ...,
+        version: Global___KeyVersionRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["previous", b"previous", "status", b"status", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "previous", b"previous", "status", b"status", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRewrapResult: _TypeAlias = BatchRewrapResult  # noqa: Y015
+
+@_typing.final
+class GenerateDataKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    WRAPPED_ONLY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Key name, as for EncryptRequest."""
+    wrapped_only: _builtins.bool
+    """Leave the plaintext out of the answer: for one process that stores what
+    another, which may decrypt, will seal with.
+    """
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        wrapped_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "wrapped_only", b"wrapped_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateDataKeyRequest: _TypeAlias = GenerateDataKeyRequest  # noqa: Y015
+
+@_typing.final
+class GenerateDataKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAINTEXT_FIELD_NUMBER: _builtins.int
+    WRAPPED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    MAX_AGE_FIELD_NUMBER: _builtins.int
+    MAX_MESSAGES_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    SUITE_FIELD_NUMBER: _builtins.int
+    plaintext: _builtins.bytes
+    """The data key, 32 bytes; empty with wrapped_only."""
+    wrapped: _builtins.bytes
+    """The data key wrapped: the wrapping header (docs/envelope.md) that every
+    envelope sealed under it begins with.
+    """
+    max_messages: _builtins.int
+    """Seal at most so many messages under it; so many are charged to the version."""
+    max_bytes: _builtins.int
+    """Seal at most so many bytes of plaintext under it."""
+    suite: _builtins.str
+    """The suite to seal with, as docs/envelope.md names it."""
+    @_builtins.property
+    def version(self) -> Global___KeyVersionRef:
+        """The version that wraps the data key."""
+
+    @_builtins.property
+    def max_age(self) -> _duration_pb2.Duration:
+        """Forget the data key after this long: until then, a rollover, a disabled
+        version or a withdrawn permission does not reach who holds it. The key's
+        data_key_max_age.
+        """
+
+    def __init__(
+        self,
+        *,
+        plaintext: _builtins.bytes = ...,
+        wrapped: _builtins.bytes = ...,
+        version: Global___KeyVersionRef | None = ...,
+        max_age: _duration_pb2.Duration | None = ...,
+        max_messages: _builtins.int = ...,
+        max_bytes: _builtins.int = ...,
+        suite: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age", "max_bytes", b"max_bytes", "max_messages", b"max_messages", "plaintext", b"plaintext", "suite", b"suite", "version", b"version", "wrapped", b"wrapped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateDataKeyResponse: _TypeAlias = GenerateDataKeyResponse  # noqa: Y015
+
+@_typing.final
+class DecryptDataKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRAPPED_FIELD_NUMBER: _builtins.int
+    wrapped: _builtins.bytes
+    """A wrapping header, or a whole envelope, of which only the wrapping header
+    is read.
+    """
+    def __init__(
+        self,
+        *,
+        wrapped: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["wrapped", b"wrapped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecryptDataKeyRequest: _TypeAlias = DecryptDataKeyRequest  # noqa: Y015
+
+@_typing.final
+class DecryptDataKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAINTEXT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SUITE_FIELD_NUMBER: _builtins.int
+    MAX_AGE_FIELD_NUMBER: _builtins.int
+    plaintext: _builtins.bytes
+    """The data key, 32 bytes."""
+    suite: _builtins.str
+    """The suite that wraps it; a payload names its own."""
+    @_builtins.property
+    def version(self) -> Global___KeyVersionRef:
+        """The version that wrapped it."""
+
+    @_builtins.property
+    def max_age(self) -> _duration_pb2.Duration:
+        """Forget the data key after this long, as in GenerateDataKeyResponse."""
+
+    def __init__(
+        self,
+        *,
+        plaintext: _builtins.bytes = ...,
+        version: Global___KeyVersionRef | None = ...,
+        suite: _builtins.str = ...,
+        max_age: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age", "plaintext", b"plaintext", "suite", b"suite", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecryptDataKeyResponse: _TypeAlias = DecryptDataKeyResponse  # noqa: Y015

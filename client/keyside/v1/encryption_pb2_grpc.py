@@ -63,6 +63,31 @@ class EncryptionServiceStub:
                 request_serializer=keyside_dot_v1_dot_encryption__pb2.ReencryptRequest.SerializeToString,
                 response_deserializer=keyside_dot_v1_dot_encryption__pb2.ReencryptResponse.FromString,
                 _registered_method=True)
+        self.BatchEncrypt = channel.unary_unary(
+                '/keyside.v1.EncryptionService/BatchEncrypt',
+                request_serializer=keyside_dot_v1_dot_encryption__pb2.BatchEncryptRequest.SerializeToString,
+                response_deserializer=keyside_dot_v1_dot_encryption__pb2.BatchEncryptResponse.FromString,
+                _registered_method=True)
+        self.BatchDecrypt = channel.unary_unary(
+                '/keyside.v1.EncryptionService/BatchDecrypt',
+                request_serializer=keyside_dot_v1_dot_encryption__pb2.BatchDecryptRequest.SerializeToString,
+                response_deserializer=keyside_dot_v1_dot_encryption__pb2.BatchDecryptResponse.FromString,
+                _registered_method=True)
+        self.BatchRewrap = channel.unary_unary(
+                '/keyside.v1.EncryptionService/BatchRewrap',
+                request_serializer=keyside_dot_v1_dot_encryption__pb2.BatchRewrapRequest.SerializeToString,
+                response_deserializer=keyside_dot_v1_dot_encryption__pb2.BatchRewrapResponse.FromString,
+                _registered_method=True)
+        self.GenerateDataKey = channel.unary_unary(
+                '/keyside.v1.EncryptionService/GenerateDataKey',
+                request_serializer=keyside_dot_v1_dot_encryption__pb2.GenerateDataKeyRequest.SerializeToString,
+                response_deserializer=keyside_dot_v1_dot_encryption__pb2.GenerateDataKeyResponse.FromString,
+                _registered_method=True)
+        self.DecryptDataKey = channel.unary_unary(
+                '/keyside.v1.EncryptionService/DecryptDataKey',
+                request_serializer=keyside_dot_v1_dot_encryption__pb2.DecryptDataKeyRequest.SerializeToString,
+                response_deserializer=keyside_dot_v1_dot_encryption__pb2.DecryptDataKeyResponse.FromString,
+                _registered_method=True)
 
 
 class EncryptionServiceServicer:
@@ -113,6 +138,55 @@ class EncryptionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchEncrypt(self, request, context):
+        """Seals many plaintexts, under any number of keys and contexts; one data key
+        per key and call. Result i belongs to item i, and each item answers for
+        itself: one that fails harms no other, and the call is OK.
+
+        At most 10,000 items, and at most the sidecar's max_batch_bytes (8 MiB
+        unless configured) of plaintexts in all; a call over that is refused whole.
+        Under a grant, each item is one use, and there are at most 1,000 items.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchDecrypt(self, request, context):
+        """Opens many envelopes, as BatchEncrypt seals. The limit on bytes counts
+        envelopes. May be repeated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRewrap(self, request, context):
+        """Rewraps many envelopes, or wrapping headers, as BatchEncrypt seals. The
+        limit on bytes counts envelopes. May be repeated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateDataKey(self, request, context):
+        """Makes a data key, for sealing in the caller's own process, and wraps it
+        under the key's current version. Needs the permission to encrypt and
+        allow_data_keys in the key's policy: without the latter PERMISSION_DENIED,
+        reason DATA_KEYS_NOT_ALLOWED. No grant covers it. The whole of max_messages
+        and max_bytes is charged to the version at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecryptDataKey(self, request, context):
+        """Unwraps a data key, for opening in the caller's own process. Needs the
+        permission to decrypt and allow_data_keys. No grant covers it. May be
+        repeated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EncryptionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -135,6 +209,31 @@ def add_EncryptionServiceServicer_to_server(servicer, server):
                     servicer.Reencrypt,
                     request_deserializer=keyside_dot_v1_dot_encryption__pb2.ReencryptRequest.FromString,
                     response_serializer=keyside_dot_v1_dot_encryption__pb2.ReencryptResponse.SerializeToString,
+            ),
+            'BatchEncrypt': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchEncrypt,
+                    request_deserializer=keyside_dot_v1_dot_encryption__pb2.BatchEncryptRequest.FromString,
+                    response_serializer=keyside_dot_v1_dot_encryption__pb2.BatchEncryptResponse.SerializeToString,
+            ),
+            'BatchDecrypt': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchDecrypt,
+                    request_deserializer=keyside_dot_v1_dot_encryption__pb2.BatchDecryptRequest.FromString,
+                    response_serializer=keyside_dot_v1_dot_encryption__pb2.BatchDecryptResponse.SerializeToString,
+            ),
+            'BatchRewrap': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRewrap,
+                    request_deserializer=keyside_dot_v1_dot_encryption__pb2.BatchRewrapRequest.FromString,
+                    response_serializer=keyside_dot_v1_dot_encryption__pb2.BatchRewrapResponse.SerializeToString,
+            ),
+            'GenerateDataKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GenerateDataKey,
+                    request_deserializer=keyside_dot_v1_dot_encryption__pb2.GenerateDataKeyRequest.FromString,
+                    response_serializer=keyside_dot_v1_dot_encryption__pb2.GenerateDataKeyResponse.SerializeToString,
+            ),
+            'DecryptDataKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecryptDataKey,
+                    request_deserializer=keyside_dot_v1_dot_encryption__pb2.DecryptDataKeyRequest.FromString,
+                    response_serializer=keyside_dot_v1_dot_encryption__pb2.DecryptDataKeyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -254,6 +353,141 @@ class EncryptionService:
             '/keyside.v1.EncryptionService/Reencrypt',
             keyside_dot_v1_dot_encryption__pb2.ReencryptRequest.SerializeToString,
             keyside_dot_v1_dot_encryption__pb2.ReencryptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchEncrypt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyside.v1.EncryptionService/BatchEncrypt',
+            keyside_dot_v1_dot_encryption__pb2.BatchEncryptRequest.SerializeToString,
+            keyside_dot_v1_dot_encryption__pb2.BatchEncryptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchDecrypt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyside.v1.EncryptionService/BatchDecrypt',
+            keyside_dot_v1_dot_encryption__pb2.BatchDecryptRequest.SerializeToString,
+            keyside_dot_v1_dot_encryption__pb2.BatchDecryptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRewrap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyside.v1.EncryptionService/BatchRewrap',
+            keyside_dot_v1_dot_encryption__pb2.BatchRewrapRequest.SerializeToString,
+            keyside_dot_v1_dot_encryption__pb2.BatchRewrapResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateDataKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyside.v1.EncryptionService/GenerateDataKey',
+            keyside_dot_v1_dot_encryption__pb2.GenerateDataKeyRequest.SerializeToString,
+            keyside_dot_v1_dot_encryption__pb2.GenerateDataKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecryptDataKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyside.v1.EncryptionService/DecryptDataKey',
+            keyside_dot_v1_dot_encryption__pb2.DecryptDataKeyRequest.SerializeToString,
+            keyside_dot_v1_dot_encryption__pb2.DecryptDataKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

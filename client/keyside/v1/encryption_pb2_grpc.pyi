@@ -61,6 +61,35 @@ class EncryptionServiceStub:
     does not leave the sidecar. Needs the permissions to decrypt and to encrypt.
     May be repeated.
     """
+    BatchEncrypt: _grpc.UnaryUnaryMultiCallable[_encryption_pb2.BatchEncryptRequest, _encryption_pb2.BatchEncryptResponse]
+    """Seals many plaintexts, under any number of keys and contexts; one data key
+    per key and call. Result i belongs to item i, and each item answers for
+    itself: one that fails harms no other, and the call is OK.
+
+    At most 10,000 items, and at most the sidecar's max_batch_bytes (8 MiB
+    unless configured) of plaintexts in all; a call over that is refused whole.
+    Under a grant, each item is one use, and there are at most 1,000 items.
+    """
+    BatchDecrypt: _grpc.UnaryUnaryMultiCallable[_encryption_pb2.BatchDecryptRequest, _encryption_pb2.BatchDecryptResponse]
+    """Opens many envelopes, as BatchEncrypt seals. The limit on bytes counts
+    envelopes. May be repeated.
+    """
+    BatchRewrap: _grpc.UnaryUnaryMultiCallable[_encryption_pb2.BatchRewrapRequest, _encryption_pb2.BatchRewrapResponse]
+    """Rewraps many envelopes, or wrapping headers, as BatchEncrypt seals. The
+    limit on bytes counts envelopes. May be repeated.
+    """
+    GenerateDataKey: _grpc.UnaryUnaryMultiCallable[_encryption_pb2.GenerateDataKeyRequest, _encryption_pb2.GenerateDataKeyResponse]
+    """Makes a data key, for sealing in the caller's own process, and wraps it
+    under the key's current version. Needs the permission to encrypt and
+    allow_data_keys in the key's policy: without the latter PERMISSION_DENIED,
+    reason DATA_KEYS_NOT_ALLOWED. No grant covers it. The whole of max_messages
+    and max_bytes is charged to the version at once.
+    """
+    DecryptDataKey: _grpc.UnaryUnaryMultiCallable[_encryption_pb2.DecryptDataKeyRequest, _encryption_pb2.DecryptDataKeyResponse]
+    """Unwraps a data key, for opening in the caller's own process. Needs the
+    permission to decrypt and allow_data_keys. No grant covers it. May be
+    repeated.
+    """
 
 @_typing.type_check_only
 class EncryptionServiceAsyncStub(EncryptionServiceStub):
@@ -94,6 +123,35 @@ class EncryptionServiceAsyncStub(EncryptionServiceStub):
     and a fresh data key: what helps after a version has leaked. The plaintext
     does not leave the sidecar. Needs the permissions to decrypt and to encrypt.
     May be repeated.
+    """
+    BatchEncrypt: _aio.UnaryUnaryMultiCallable[_encryption_pb2.BatchEncryptRequest, _encryption_pb2.BatchEncryptResponse]  # type: ignore[assignment]
+    """Seals many plaintexts, under any number of keys and contexts; one data key
+    per key and call. Result i belongs to item i, and each item answers for
+    itself: one that fails harms no other, and the call is OK.
+
+    At most 10,000 items, and at most the sidecar's max_batch_bytes (8 MiB
+    unless configured) of plaintexts in all; a call over that is refused whole.
+    Under a grant, each item is one use, and there are at most 1,000 items.
+    """
+    BatchDecrypt: _aio.UnaryUnaryMultiCallable[_encryption_pb2.BatchDecryptRequest, _encryption_pb2.BatchDecryptResponse]  # type: ignore[assignment]
+    """Opens many envelopes, as BatchEncrypt seals. The limit on bytes counts
+    envelopes. May be repeated.
+    """
+    BatchRewrap: _aio.UnaryUnaryMultiCallable[_encryption_pb2.BatchRewrapRequest, _encryption_pb2.BatchRewrapResponse]  # type: ignore[assignment]
+    """Rewraps many envelopes, or wrapping headers, as BatchEncrypt seals. The
+    limit on bytes counts envelopes. May be repeated.
+    """
+    GenerateDataKey: _aio.UnaryUnaryMultiCallable[_encryption_pb2.GenerateDataKeyRequest, _encryption_pb2.GenerateDataKeyResponse]  # type: ignore[assignment]
+    """Makes a data key, for sealing in the caller's own process, and wraps it
+    under the key's current version. Needs the permission to encrypt and
+    allow_data_keys in the key's policy: without the latter PERMISSION_DENIED,
+    reason DATA_KEYS_NOT_ALLOWED. No grant covers it. The whole of max_messages
+    and max_bytes is charged to the version at once.
+    """
+    DecryptDataKey: _aio.UnaryUnaryMultiCallable[_encryption_pb2.DecryptDataKeyRequest, _encryption_pb2.DecryptDataKeyResponse]  # type: ignore[assignment]
+    """Unwraps a data key, for opening in the caller's own process. Needs the
+    permission to decrypt and allow_data_keys. No grant covers it. May be
+    repeated.
     """
 
 class EncryptionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -149,6 +207,65 @@ class EncryptionServiceServicer(metaclass=_abc_1.ABCMeta):
         and a fresh data key: what helps after a version has leaked. The plaintext
         does not leave the sidecar. Needs the permissions to decrypt and to encrypt.
         May be repeated.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchEncrypt(
+        self,
+        request: _encryption_pb2.BatchEncryptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_encryption_pb2.BatchEncryptResponse, _abc.Awaitable[_encryption_pb2.BatchEncryptResponse]]:
+        """Seals many plaintexts, under any number of keys and contexts; one data key
+        per key and call. Result i belongs to item i, and each item answers for
+        itself: one that fails harms no other, and the call is OK.
+
+        At most 10,000 items, and at most the sidecar's max_batch_bytes (8 MiB
+        unless configured) of plaintexts in all; a call over that is refused whole.
+        Under a grant, each item is one use, and there are at most 1,000 items.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchDecrypt(
+        self,
+        request: _encryption_pb2.BatchDecryptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_encryption_pb2.BatchDecryptResponse, _abc.Awaitable[_encryption_pb2.BatchDecryptResponse]]:
+        """Opens many envelopes, as BatchEncrypt seals. The limit on bytes counts
+        envelopes. May be repeated.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchRewrap(
+        self,
+        request: _encryption_pb2.BatchRewrapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_encryption_pb2.BatchRewrapResponse, _abc.Awaitable[_encryption_pb2.BatchRewrapResponse]]:
+        """Rewraps many envelopes, or wrapping headers, as BatchEncrypt seals. The
+        limit on bytes counts envelopes. May be repeated.
+        """
+
+    @_abc_1.abstractmethod
+    def GenerateDataKey(
+        self,
+        request: _encryption_pb2.GenerateDataKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_encryption_pb2.GenerateDataKeyResponse, _abc.Awaitable[_encryption_pb2.GenerateDataKeyResponse]]:
+        """Makes a data key, for sealing in the caller's own process, and wraps it
+        under the key's current version. Needs the permission to encrypt and
+        allow_data_keys in the key's policy: without the latter PERMISSION_DENIED,
+        reason DATA_KEYS_NOT_ALLOWED. No grant covers it. The whole of max_messages
+        and max_bytes is charged to the version at once.
+        """
+
+    @_abc_1.abstractmethod
+    def DecryptDataKey(
+        self,
+        request: _encryption_pb2.DecryptDataKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_encryption_pb2.DecryptDataKeyResponse, _abc.Awaitable[_encryption_pb2.DecryptDataKeyResponse]]:
+        """Unwraps a data key, for opening in the caller's own process. Needs the
+        permission to decrypt and allow_data_keys. No grant covers it. May be
+        repeated.
         """
 
 def add_EncryptionServiceServicer_to_server(servicer: EncryptionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -115,6 +115,30 @@ def use(
     return Usage(used, tuple(verdicts))
 
 
+def judge(
+    request: AccessRequest,
+    moment: Moment,
+    facts: Facts,
+    holder: Actor,
+    items: Sequence[AccessItem],
+) -> Sequence[AccessRefused | None]:
+    """Return why the grant doesn't cover items, or None for each that it does; counts no use.
+
+    Args:
+        request: The one whose credential was presented.
+        moment: When.
+        facts: As they are.
+        holder: Who presented it.
+        items: What they want to do. How many of them the grant has uses left for shows only when
+            those that came to something are counted.
+
+    Raises:
+        AccessRefused: Nothing may be done: as for :func:`check_holder`.
+    """
+    check_holder(request, moment, facts, holder)
+    return tuple(check_item(request, item) for item in items)
+
+
 def check_item(request: AccessRequest, item: AccessItem) -> AccessRefused | None:
     """Return why the grant doesn't cover an item, or None where it does."""
     covered = (

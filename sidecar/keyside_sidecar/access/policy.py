@@ -10,6 +10,8 @@ operation                       allowed to
 ENCRYPT                         services in the key's allow list (and its encrypt groups, if any)
 DECRYPT, REWRAP                 services in the key's allow list (and its decrypt groups, if any)
 REENCRYPT                       services that may decrypt and encrypt
+GENERATE_DATA_KEY               services that may encrypt, where the key allows data keys
+DECRYPT_DATA_KEY                services that may decrypt, where the key allows data keys
 DESCRIBE_KEY                    operators, auditors, services with any operation on that key
 LIST_KEYS, REFLECT              whoever is allowed anything; the list is cut to ``visible_keys``
 ROTATE_KEY                      operators
@@ -58,6 +60,8 @@ class Operation(enum.Enum):
     DECRYPT = "decrypt"
     REWRAP = "rewrap"
     REENCRYPT = "reencrypt"
+    GENERATE_DATA_KEY = "generate data key"
+    DECRYPT_DATA_KEY = "decrypt data key"
     DESCRIBE_KEY = "describe key"
     LIST_KEYS = "list keys"
     ROTATE_KEY = "rotate key"
@@ -118,11 +122,13 @@ class KeyPolicy:
         allowed: Who may do anything with it.
         encrypt_gids: Where not None, whatever seals an envelope needs one of these groups too.
         decrypt_gids: Where not None, whatever opens an envelope needs one of these groups too.
+        allows_data_keys: Who may encrypt or decrypt is given data keys, too.
     """
 
     allowed: ResolvedPrincipals
     encrypt_gids: frozenset[int] | None = None
     decrypt_gids: frozenset[int] | None = None
+    allows_data_keys: bool = False
 
     def may_encrypt(self, subject: Subject) -> bool:
         """Return whether the policy lets the subject encrypt."""
@@ -189,6 +195,19 @@ class Policy:
         if rule is None:
             return subject.standing or Reason.METHOD_UNKNOWN
         return rule(self, subject, key)
+
+    def decide_for_any(self, subject: Subject, operation: Operation) -> Reason | None:
+        """Return None where there is a key that the subject may do this with, otherwise why not.
+
+        Args:
+            subject: The caller.
+            operation: One that is about a key.
+        """
+        reason = self.decide(subject, operation, None)
+        if reason is not Reason.NOT_ALLOWED:
+            return reason
+        allowed = any(self.decide(subject, operation, key) is None for key in self.keys)
+        return None if allowed else reason
 
     def is_allowed_anything(self, subject: Subject) -> bool:
         """Return whether any operation but health and public status is open to the subject."""
@@ -257,6 +276,21 @@ def _decide_decrypt(policy: Policy, subject: Subject, key: str | None) -> Reason
 
 def _decide_reencrypt(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
     return _decide_decrypt(policy, subject, key) or _decide_encrypt(policy, subject, key)
+
+
+def _decide_generate_data_key(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+    return _decide_encrypt(policy, subject, key) or _decide_data_keys(policy, key)
+
+
+def _decide_decrypt_data_key(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+    return _decide_decrypt(policy, subject, key) or _decide_data_keys(policy, key)
+
+
+def _decide_data_keys(policy: Policy, key: str | None) -> Reason | None:
+    """Return why nobody is given data keys of a key; asked only for who may use that key."""
+    found = policy.keys.get(key) if key is not None else None
+    allowed = found is not None and found.allows_data_keys
+    return None if allowed else Reason.DATA_KEYS_NOT_ALLOWED
 
 
 def _decide_describe(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
@@ -347,6 +381,8 @@ _RULES: Final[Mapping[Operation, Callable[[Policy, Subject, str | None], Reason 
             Operation.DECRYPT: _decide_decrypt,
             Operation.REWRAP: _decide_decrypt,
             Operation.REENCRYPT: _decide_reencrypt,
+            Operation.GENERATE_DATA_KEY: _decide_generate_data_key,
+            Operation.DECRYPT_DATA_KEY: _decide_decrypt_data_key,
             Operation.DESCRIBE_KEY: _decide_describe,
             Operation.LIST_KEYS: _decide_list,
             Operation.ROTATE_KEY: _decide_manage,

@@ -59,6 +59,10 @@ class Reason(enum.Enum):
         "there is no such key, or this caller may not do this with it",
         "ask for the calling account to be put in a group that the key's policy allows",
     )
+    DATA_KEYS_NOT_ALLOWED = (
+        "this key's policy gives nobody data keys, which sealing outside the sidecar needs",
+        "set allow_data_keys = true in the key's table, or encrypt through the sidecar",
+    )
     OPERATOR_MAY_NOT_USE_KEYS = (
         "an operator manages keys and can never encrypt or decrypt",
         "call from a service's account that is in no operators' group",

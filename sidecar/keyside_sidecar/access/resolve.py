@@ -58,6 +58,7 @@ def resolve_policy(config: Config, lookup: NameLookup) -> Policy:
             ),
             encrypt_gids=resolver.narrowing(path, "encrypt_groups", key.encrypt_groups),
             decrypt_gids=resolver.narrowing(path, "decrypt_groups", key.decrypt_groups),
+            allows_data_keys=key.allow_data_keys,
         )
     elevation = _resolve_elevation(config, resolver)
     if resolver.problems:

@@ -273,7 +273,7 @@ class _Sieve:
         who = caller if isinstance(caller, dict) else {}
         event: str = fields["event"]
         return (
-            (not wanted.key or fields.get("key") == wanted.key)
+            (not wanted.key or fields.get("key") == wanted.key or _has_item(fields, wanted.key))
             and (not wanted.account or who.get("account") == wanted.account)
             and (wanted.uid is None or who.get("uid") == wanted.uid)
             and (not wanted.access or fields.get("access") == wanted.access)
@@ -281,3 +281,12 @@ class _Sieve:
             and (not wanted.record_id or fields.get("id") == wanted.record_id)
             and (not wanted.event or event == wanted.event or event.startswith(f"{wanted.event}."))
         )
+
+
+def _has_item(fields: dict[str, Any], key: str) -> bool:
+    """Return whether a record is of a batch that used a key."""
+    details = fields.get("details")
+    items = details.get("items") if isinstance(details, dict) else None
+    return isinstance(items, list) and any(
+        isinstance(item, dict) and item.get("key") == key for item in items
+    )

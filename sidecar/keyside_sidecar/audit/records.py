@@ -24,7 +24,7 @@ FIELDS: Final = frozenset(
         "time",  # when its writer wrote it
         "event",  # what happened
         "phase",  # "intent" or "outcome"; absent where there is one record only
-        "outcome",  # "ok", "refused" or "failed"; absent for an intent
+        "outcome",  # "ok", "partial", "refused" or "failed"; absent for an intent
         "reason",  # a constant
         "caller",  # who: pid, uid, gid, account, login_uid, exe
         "key",
@@ -33,7 +33,7 @@ FIELDS: Final = frozenset(
         "context",  # names of the context's pairs
         "request_id",
         "access",  # a request for access, or the grant that it became
-        "count",  # how many alike this record stands for
+        "count",  # how many alike this record stands for; the items of a batch
         "worker",  # pid of the worker that wrote it
         "details",
     }
@@ -48,6 +48,9 @@ DETAILS: Final = frozenset(
         # of calls and keys
         *("method", "operation", "items", "new_version", "new_digest", "previous", "compromised"),
         *("expected_current", "unacknowledged", "state", "destroy_in_s", "requested_by_uid"),
+        # of batches and data keys
+        *("refused", "failed", "reasons", "unlisted", "max_messages", "max_bytes", "max_age_s"),
+        "wrapped_only",
         # of requests for access and grants
         *("comment", "ticket", "duration_s", "operations", "versions", "context", "max_uses"),
         *("requester", "levels", "approvals", "struck", "used", "opened", "end_reason"),
@@ -63,6 +66,9 @@ SERVICE_EVENTS: Final = frozenset(
         "encryption.decrypt",
         "encryption.rewrap",
         "encryption.reencrypt",
+        "encryption.batch_encrypt",
+        "encryption.batch_decrypt",
+        "encryption.batch_rewrap",
     }
 )
 # Written by the recorder alone.

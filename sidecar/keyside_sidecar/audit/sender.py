@@ -71,11 +71,14 @@ class AuditSender:
 
     def __init__(self, settings: AuditSettings, clock: Clock) -> None:
         self._settings = settings
+        # Whether services' calls are recorded one by one.
+        self.takes_each = settings.service_calls == "each"
         self._clock = clock
         self._pid = os.getpid()
         self._prefix = f"{secrets.token_hex(6)}-"
         self._number = 0
         self._lanes = {name: Lane() for name in LANES}
+        self._behind = self._lanes[BEHIND]
         self._coalescer = Coalescer()
         self._summary = Summary()
         self._end: socket.socket | None = None
@@ -179,16 +182,36 @@ class AuditSender:
 
     def note(self, record: Mapping[str, object]) -> None:
         """Record a service's call or the like, within a second. Never blocks; bounded."""
-        if self._settings.service_calls == "summary" and record.get("event") in SERVICE_EVENTS:
+        if not self.takes_each and record.get("event") in SERVICE_EVENTS:
             self._start()
             self._summary.add(record, self._clock.monotonic_s(), self._now())
             return
-        lane = self._lanes[BEHIND]
-        if len(lane) >= self._settings.buffer_records + _MAX_IN_FLIGHT:
-            self._lost += 1
-            return
-        lane.put(Item(self._build(record), self._clock.monotonic_s()))
-        self._send_soon(0.0 if lane.waiting_count >= _BATCH_RECORDS else _BATCH_S)
+        if self._has_room_behind():
+            self._put_behind(self._build(record))
+
+    def note_text(self, fields: str) -> None:
+        """Record a service's call, as :meth:`note` does; only where ``takes_each``.
+
+        Args:
+            fields: The record's fields, as JSON that ``build_body`` would make of them, without
+                braces, and without id, time and worker.
+        """
+        if self._has_room_behind():
+            self._number += 1
+            name = f"{self._prefix}{self._number:x}"
+            self._put_behind(f'"id":"{name}","time":"{self._now()}",{fields},"worker":{self._pid}')
+
+    def _has_room_behind(self) -> bool:
+        if len(self._behind) < self._settings.buffer_records + _MAX_IN_FLIGHT:
+            return True
+        self._lost += 1
+        return False
+
+    def _put_behind(self, body: str) -> None:
+        lane = self._behind
+        lane.put(Item(body, self._clock.monotonic_s()))
+        if self._batch is None or lane.waiting_count >= _BATCH_RECORDS:
+            self._send_soon(0.0 if lane.waiting_count >= _BATCH_RECORDS else _BATCH_S)
 
     def note_refusal(self, record: Mapping[str, object]) -> None:
         """Record that a caller was refused: the first time at once, then as counts."""
@@ -206,7 +229,7 @@ class AuditSender:
         Raises:
             AuditUnavailable: They are not, because they could not be recorded.
         """
-        if self._refusing or len(self._lanes[BEHIND]) >= self._settings.buffer_records:
+        if self._refusing or len(self._behind) >= self._settings.buffer_records:
             self._refused_calls += 1
             raise AuditUnavailable
 

@@ -21,7 +21,23 @@ class Summary:
         self._since = ""
 
     def add(self, record: Mapping[str, object], now_s: float, time: str) -> None:
-        """Count one call."""
+        """Count one call; of a batch, each item, by its key and version."""
+        details = record.get("details")
+        items = details.get("items") if isinstance(details, dict) else None
+        if not isinstance(items, list):
+            self._add(record, now_s, time, 1)
+            return
+        listed = 0
+        for item in items:
+            listed += item["count"]
+            one = {**record, "key": item["key"], "version": item["version"], "outcome": "ok"}
+            self._add(one, now_s, time, item["count"])
+        count = record.get("count")
+        if isinstance(count, int) and count > listed:
+            left = {name: record[name] for name in ("event", "caller") if name in record}
+            self._add({**left, "outcome": record.get("outcome")}, now_s, time, count - listed)
+
+    def _add(self, record: Mapping[str, object], now_s: float, time: str, count: int) -> None:
         if not self._counts:
             self._since_s, self._since = now_s, time
         caller = record.get("caller")
@@ -34,7 +50,7 @@ class Summary:
         )
         if kind not in self._counts and len(self._counts) >= _MAX_KINDS:
             kind = (record.get("event"), *(None for _ in _COMMON), None, None)
-        self._counts[kind] = self._counts.get(kind, 0) + 1
+        self._counts[kind] = self._counts.get(kind, 0) + count
 
     def take_due(self, now_s: float, *, everything: bool = False) -> list[dict[str, Any]]:
         """Return the records of what was counted, if it is time."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar import hardening
 from keyside_sidecar.commands.findings import Finding, Grade
+from keyside_sidecar.descriptors import check_descriptor_limit
 from keyside_sidecar.errors import StartupError
 from keyside_sidecar.pam.shadow import can_read_shadow
 from keyside_sidecar.pam.transaction import has_service, load_pam
 from keyside_sidecar.peer.login import read_login
 from keyside_sidecar.peer.nsswitch import parse_nsswitch
 from keyside_sidecar.peer.pidfd import kernel_gives_peer_pidfd
-from keyside_sidecar.supervisor import check_descriptor_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

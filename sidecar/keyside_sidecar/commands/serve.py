@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar import hardening, notify
 from keyside_sidecar.access.resolve import resolve_policy
 from keyside_sidecar.commands.accounts import find_account
 from keyside_sidecar.config import load_config
+from keyside_sidecar.descriptors import check_descriptor_limit
 from keyside_sidecar.errors import StartupError
 from keyside_sidecar.log import event, set_up_logging
 from keyside_sidecar.peer.accounts import NameService, NameServiceUnavailable
 from keyside_sidecar.peer.listener import Listener, adopt, listen
-from keyside_sidecar.supervisor import Supervisor, check_descriptor_limit
+from keyside_sidecar.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +40,8 @@ def run_serve(config_path: Path, *, accept_rollback: bool) -> int:
         ConfigError: The configuration is wrong.
         StartupError: Something else keeps the sidecar from starting.
     """
+    # One that comes before there is anything to reload is answered when there is (supervisor.py).
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     config = load_config(config_path)
     set_up_logging(config.sidecar.log_level)
     # The configuration's digest is the first record of each run (I13).

@@ -24,7 +24,7 @@ from keyside_sidecar.config.settings import (
     SidecarSettings,
     StoreSettings,
 )
-from keyside_sidecar.config.units import format_duration
+from keyside_sidecar.config.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +35,7 @@ _IDENTITY: Final = IdentitySettings()
 _MAX_WORKERS: Final = 64
 _MAX_LIMIT: Final = 65536
 _MAX_PLAINTEXT_BYTES: Final = 16 * MIB
+_MAX_BATCH_BYTES: Final = 64 * MIB
 _MAX_DRAIN_S: Final = 600
 _MIN_TTL_S: Final = 0.001
 _MAX_TTL_S: Final = 60
@@ -48,6 +49,7 @@ _MAX_ROTATE_MESSAGES: Final = 10**15
 _MAX_ROTATE_BYTES: Final = 1 << 50
 _MIN_DESTROY_S: Final = 7 * DAY_S  # I5: no setting lowers it
 _MAX_DESTROY_S: Final = 3650 * DAY_S
+_MAX_DATA_KEY_AGE_S: Final = 3600
 _TABLES: Final = {
     "sidecar": SidecarSettings,
     "identity": IdentitySettings,
@@ -85,6 +87,21 @@ def read_sidecar(table: Table) -> SidecarSettings:
                 f"must be at most {total_name}, which is {total}, not {per_uid}", uid_name
             )
         limits |= {total_name: total, uid_name: per_uid}
+    max_plaintext_bytes = table.get(
+        "max_plaintext_bytes",
+        values.parse_size_in(1, _MAX_PLAINTEXT_BYTES),
+        default.max_plaintext_bytes,
+    )
+    max_batch_bytes = table.get(
+        "max_batch_bytes",
+        values.parse_size_in(MIB, _MAX_BATCH_BYTES),
+        max(default.max_batch_bytes, max_plaintext_bytes),
+    )
+    if max_batch_bytes < max_plaintext_bytes:
+        table.problem(
+            f"must be at least max_plaintext_bytes, which is {format_size(max_plaintext_bytes)}",
+            "max_batch_bytes",
+        )
     settings = SidecarSettings(
         socket=table.require("socket", values.parse_socket_path, default.socket),
         workers=table.get("workers", values.parse_int_in(1, _MAX_WORKERS), default.workers),
@@ -94,11 +111,8 @@ def read_sidecar(table: Table) -> SidecarSettings:
             "drain_timeout", values.parse_duration_in(0, _MAX_DRAIN_S), default.drain_timeout_s
         ),
         reflection=table.get("reflection", values.parse_bool, default.reflection),
-        max_plaintext_bytes=table.get(
-            "max_plaintext_bytes",
-            values.parse_size_in(1, _MAX_PLAINTEXT_BYTES),
-            default.max_plaintext_bytes,
-        ),
+        max_plaintext_bytes=max_plaintext_bytes,
+        max_batch_bytes=max_batch_bytes,
         max_connections=limits["max_connections"],
         max_connections_per_uid=limits["max_connections_per_uid"],
         max_calls=limits["max_calls"],
@@ -204,6 +218,12 @@ def _read_key(table: Table, name: KeyName) -> KeySettings:
         allow_users=_read_names(table, "allow_users", "mail-gateway"),
         encrypt_groups=_read_names(table, "encrypt_groups", "mail-writers"),
         decrypt_groups=_read_names(table, "decrypt_groups", "mail-readers"),
+        allow_data_keys=table.get("allow_data_keys", values.parse_bool, default.allow_data_keys),
+        data_key_max_age_s=table.get(
+            "data_key_max_age",
+            values.parse_duration_in(1, _MAX_DATA_KEY_AGE_S),
+            default.data_key_max_age_s,
+        ),
         suite=table.get("suite", values.parse_suite, default.suite),
         rotate_every_s=table.get(
             "rotate_every",
@@ -234,6 +254,8 @@ def _read_key(table: Table, name: KeyName) -> KeySettings:
         if table.has(narrowing) and table.is_empty(narrowing):
             # Read as "not narrowed" it would open what its author meant to close.
             table.problem("must name a group; leave it out to not narrow", narrowing)
+    if table.has("data_key_max_age") and not settings.allow_data_keys:
+        table.warn("has no effect without allow_data_keys = true", "data_key_max_age")
     if table.is_empty("allow_groups") and table.is_empty("allow_users"):
         table.problem("allows nobody: give allow_groups or allow_users")
     _finish(table)

@@ -49,6 +49,7 @@ class SidecarSettings:
     drain_timeout_s: float = 10.0
     reflection: bool = False
     max_plaintext_bytes: int = MIB
+    max_batch_bytes: int = 8 * MIB
     max_connections: int = 1024
     max_connections_per_uid: int = 256
     max_calls: int = 1024
@@ -115,6 +116,8 @@ class KeySettings:
     allow_users: tuple[str | int, ...] = ()
     encrypt_groups: tuple[str | int, ...] = ()
     decrypt_groups: tuple[str | int, ...] = ()
+    allow_data_keys: bool = False
+    data_key_max_age_s: float = 300.0
     suite: str = DEFAULT_SUITE_NAME
     rotate_every_s: float = 90 * DAY_S
     rotate_after_messages: int | None = None

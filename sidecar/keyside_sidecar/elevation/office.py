@@ -257,7 +257,7 @@ class AccessOffice:
         Args:
             subject: Who calls.
             account: Under which account.
-            key: The key that it is about.
+            key: The key that it is about; None for the grant's own.
             text: The credential.
 
         Raises:
@@ -266,7 +266,10 @@ class AccessOffice:
             AuthenticationFailed: Whether the account is locked can't be known now.
             StoreError: The store is away: grants are not used without it.
         """
-        reason = self._policy.decide(subject, Operation.USE_ACCESS, key)
+        if key is None:  # the rule for activating is the same, without a key
+            reason = self._policy.decide(subject, Operation.ACTIVATE_ACCESS, None)
+        else:
+            reason = self._policy.decide(subject, Operation.USE_ACCESS, key)
         if reason is not None:
             raise Refused(reason)
         hashed = hash_credential(text)
@@ -287,11 +290,20 @@ class AccessOffice:
         Raises:
             AccessRefused: Why.
         """
+        _require_allowed(self.check_each(use, [item]))
+
+    def check_each(
+        self, use: PendingUse, items: Sequence[AccessItem]
+    ) -> Sequence[AccessRefused | None]:
+        """Return why the grant, as it was found, does not cover items; None for what it covers.
+
+        Raises:
+            AccessRefused: It covers nothing any more.
+        """
         moment = Moment(
             to_microseconds(self._clock.now()), round(self._keyring.observed_s() * 1_000_000)
         )
-        usage = grants.use(use.found, moment, use.facts, use.holder, [item])
-        _require_allowed(usage.verdicts)
+        return grants.judge(use.found, moment, use.facts, use.holder, items)
 
     async def spend(self, use: PendingUse, item: AccessItem) -> None:
         """Count a use in the store; it may be answered only after this (I9).
@@ -300,11 +312,22 @@ class AccessOffice:
             AccessRefused: The grant is over by now, or does not cover it.
             StoreError: The store is away, or fails its checks.
         """
+        _require_allowed(await self.spend_each(use, [item]))
+
+    async def spend_each(
+        self, use: PendingUse, items: Sequence[AccessItem]
+    ) -> Sequence[AccessRefused | None]:
+        """Count a use for each item that the grant covers; return why the others are refused.
+
+        Raises:
+            AccessRefused: The grant is over by now.
+            StoreError: The store is away, or fails its checks.
+        """
 
         def decide(request: AccessRequest, moment: Moment) -> grants.Usage:
-            return grants.use(request, moment, use.facts, use.holder, [item])
+            return grants.use(request, moment, use.facts, use.holder, items)
 
-        call = partial(self._keyring.store.access.use, use.credential_hash, decide, [item])
+        call = partial(self._keyring.store.access.use, use.credential_hash, decide, items)
         try:
             counted = await self._keyring.change(call)
         except AccessRefused as error:
@@ -312,7 +335,7 @@ class AccessOffice:
                 await self.tell(use.found, error.after)
             raise
         await self.tell(counted.before, counted.after)
-        _require_allowed(counted.verdicts)
+        return counted.verdicts
 
     # -- what happens by itself ---------------------------------------------------------------
 

@@ -249,24 +249,33 @@ class Keyring:
             notices.append(Notice("MESSAGES_UNCOUNTED", *_UNCOUNTED, since, "uses are not counted"))
         return tuple(notices)
 
-    def charge(self, key: KeyName, plaintext_bytes: int) -> VersionKey | None:
-        """Return the version that seals, with one message counted; None if nothing is reserved.
+    def charge(self, key: KeyName, plaintext_bytes: int, messages: int = 1) -> VersionKey | None:
+        """Return the version that seals, with messages counted; None if too few are reserved.
 
         In that case :meth:`reserve_and_charge` does.
 
         Args:
             key: The key's name.
-            plaintext_bytes: The message's size.
+            plaintext_bytes: The messages' size, together.
+            messages: How many.
         """
         found = self._current.get(key)
         if found is None or found.material is None:
             return None
-        return found.material if self._meter.charge(found.material, plaintext_bytes) else None
+        version = found.material
+        return version if self._meter.charge(version, plaintext_bytes, messages) else None
 
-    async def reserve_and_charge(self, key: KeyName, plaintext_bytes: int) -> VersionKey:
-        """Return the version that seals, with one message counted; may wait for the store a little.
+    async def reserve_and_charge(
+        self, key: KeyName, plaintext_bytes: int, messages: int = 1
+    ) -> VersionKey:
+        """Return the version that seals, with messages counted; may wait for the store a little.
 
-        With the store away the message is counted later.
+        With the store away they are counted later.
+
+        Args:
+            key: The key's name.
+            plaintext_bytes: The messages' size, together.
+            messages: How many.
 
         Raises:
             StoreUnavailable: The key is not configured, or could not be loaded yet.
@@ -274,9 +283,9 @@ class Keyring:
         """
         while True:
             version = self.current(key)
-            if self._meter.charge(version, plaintext_bytes):
+            if self._meter.charge(version, plaintext_bytes, messages):
                 return version
-            if not await self._meter.reserve(version, plaintext_bytes):
+            if not await self._meter.reserve(version, plaintext_bytes, messages):
                 return version
 
     def note_opened(self, version: VersionKey) -> None:

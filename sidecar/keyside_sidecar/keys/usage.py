@@ -69,6 +69,7 @@ class _Account:
     block_bytes: int = _LEAST_BYTES
     uncounted_messages: int = 0
     uncounted_bytes: int = 0
+    wanted_messages: int = 0
     wanted_bytes: int = 0
     filled_s: float | None = None
     is_used: bool = False
@@ -115,17 +116,17 @@ class Meter:
         """Since when something is sealed that the store doesn't know of; None where nothing is."""
         return self._uncounted_since
 
-    def charge(self, version: VersionKey, plaintext_bytes: int) -> bool:
-        """Count one message, if enough is reserved; return whether it was."""
+    def charge(self, version: VersionKey, plaintext_bytes: int, messages: int = 1) -> bool:
+        """Count messages, if enough is reserved; return whether they were."""
         account = self._accounts.get(version.key_name)
         if (
             account is None
             or account.number != version.number
-            or account.messages < 1
+            or account.messages < messages
             or account.plaintext_bytes < plaintext_bytes
         ):
             return False
-        account.messages -= 1
+        account.messages -= messages
         account.plaintext_bytes -= plaintext_bytes
         account.is_used = True
         if (
@@ -135,14 +136,15 @@ class Meter:
             self._fill(version.key_name, account)
         return True
 
-    async def reserve(self, version: VersionKey, plaintext_bytes: int) -> bool:
-        """Reserve enough for one message, and what will follow it.
+    async def reserve(self, version: VersionKey, plaintext_bytes: int, messages: int = 1) -> bool:
+        """Reserve enough for messages, and what will follow them.
 
         Returns:
-            Whether the store has answered: charge again. Otherwise the message is counted later
+            Whether the store has answered: charge again. Otherwise the messages are counted later
             and may be sealed.
         """
         account = self._find(version)
+        account.wanted_messages = max(account.wanted_messages, messages)
         account.wanted_bytes = max(account.wanted_bytes, plaintext_bytes)
         if not self._is_away():
             flight = account.flight or self._fill(version.key_name, account)
@@ -153,7 +155,7 @@ class Meter:
                         if await asyncio.shield(flight):
                             return True
                 account.is_stalled = not flight.done()
-        account.uncounted_messages += 1
+        account.uncounted_messages += messages
         account.uncounted_bytes += plaintext_bytes
         account.is_used = True
         if self._uncounted_since is None:
@@ -267,11 +269,13 @@ class Meter:
 
     async def _fly(self, name: KeyName, account: _Account) -> bool:
         self._adapt(name, account)
-        messages = max(1, account.block_messages - account.messages)
+        messages = max(
+            1, max(account.block_messages, account.wanted_messages) - account.messages
+        )
         plaintext_bytes = max(
             0, max(account.block_bytes, account.wanted_bytes) - account.plaintext_bytes
         )
-        account.wanted_bytes = 0
+        account.wanted_messages = account.wanted_bytes = 0
         try:
             await self._reserve(name, account, messages, plaintext_bytes)
         except SidecarError:

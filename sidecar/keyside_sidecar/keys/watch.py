@@ -180,12 +180,12 @@ class Watch:
                 self._health.note(error)
                 sound = False
         for check in (
-            keyring.look(keyring.store.observed.read),
-            keyring.look(keyring.store.sidecars.require_sound),
-            self._patrol_access(),
+            partial(keyring.look, keyring.store.observed.read),
+            partial(keyring.look, keyring.store.sidecars.require_sound),
+            self._patrol_access,
         ):
             try:
-                await check
+                await check()
             except (StoreTampered, CustodyError) as error:
                 self._health.note(error)
                 sound = False

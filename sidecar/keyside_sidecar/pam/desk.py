@@ -106,6 +106,11 @@ class Desk:
                 return
             self._fork(errand, end)
 
+    def adopt(self, *, service: str, timeout_s: float) -> None:
+        """Go on with other settings; helpers under way and failures counted stay."""
+        self._service = service
+        self._timeout_s = timeout_s
+
     def close(self) -> None:
         """End every helper, and whatever they have started, at once."""
         for helper in self._helpers:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from keyside.names import KeyName
     from keyside_sidecar.access.policy import Subject
     from keyside_sidecar.peer.credential import PeerCredential
 
@@ -19,7 +20,19 @@ class Connection:
         credential: What the kernel said when it was accepted.
     """
 
-    __slots__ = ("close", "credential", "number", "public_only", "subject", "subject_basis")
+    __slots__ = (
+        "close",
+        "credential",
+        "decided",
+        "decided_for",
+        "described",
+        "described_basis",
+        "number",
+        "public_only",
+        "send_away",
+        "subject",
+        "subject_basis",
+    )
 
     def __init__(self, number: int, credential: PeerCredential) -> None:
         self.number = number
@@ -28,13 +41,21 @@ class Connection:
         self.public_only = True
         # Set by the relay when it starts; safe to call at any time and more than once.
         self.close: Callable[[], None] = _nothing
+        # Likewise: the caller is asked to make its next calls on another connection.
+        self.send_away: Callable[[], None] = _nothing
         # The last Subject made from this credential, and the membership answer it was made from.
         self.subject: Subject | None = None
         self.subject_basis: object = None
+        # What policy has allowed that Subject: RPCs' names, each with a key.
+        self.decided: set[tuple[str, KeyName | None]] = set()
+        self.decided_for: Subject | None = None
+        # What the audit log says of the caller, as JSON, and the answer that it was made from.
+        self.described = ""
+        self.described_basis: object = None
 
     def __repr__(self) -> str:
         return f"<Connection {self.number} pid={self.credential.pid} uid={self.credential.uid}>"
 
 
 def _nothing() -> None:
-    """Stand in for ``close`` before there is anything to close."""
+    """Stand in for both before there is a relay."""

@@ -8,7 +8,9 @@ READING waits for input and writes it on at once. BLOCKED holds what could not b
 one buffer) and reads nothing until it is gone: that is the back-pressure. FINISHED has passed the
 end of input on (``shutdown(SHUT_WR)``). The relay closes when the server's end is finished (a
 caller must not keep a connection that has no server), when either socket fails, when the caller's
-process ends, or when told to; closing twice does nothing.
+process ends, or when told to; closing twice does nothing. Told to send its caller away, it puts a
+GOAWAY between two of the server's frames (``frames.py``); the caller then ends the connection when
+its calls are done.
 
 Sockets are read with ``recv_into`` into one buffer per worker, not through asyncio transports: an
 idle connection then costs no buffer, and the order of withdrawing the ticket and closing the
@@ -25,6 +27,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar.log import event
+from keyside_sidecar.peer.frames import GOAWAY, FrameFollower
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +45,17 @@ _CONNECT_RETRY_S: Final = 0.005
 class _Pipe:
     """One direction of a relay."""
 
-    __slots__ = ("_buffer", "_finished", "_from", "_loop", "_pending", "_relay", "_to")
+    __slots__ = (
+        "_buffer",
+        "_finished",
+        "_frames",
+        "_from",
+        "_loop",
+        "_pending",
+        "_relay",
+        "_says_goodbye",
+        "_to",
+    )
 
     def __init__(
         self,
@@ -51,6 +64,8 @@ class _Pipe:
         source: socket.socket,
         target: socket.socket,
         buffer: memoryview,
+        *,
+        frames: FrameFollower | None = None,
     ) -> None:
         self._relay = relay
         self._loop = loop
@@ -59,6 +74,8 @@ class _Pipe:
         self._buffer = buffer
         self._pending: memoryview | None = None
         self._finished = False
+        self._frames = frames
+        self._says_goodbye = False
 
     def start(self) -> None:
         self._loop.add_reader(self._from.fileno(), self._on_readable)
@@ -90,8 +107,29 @@ class _Pipe:
         except OSError:
             self._relay.close()
             return
+        if self._frames is not None:
+            self._frames.follow(self._buffer, count)
         if sent < count:
             self._block(memoryview(bytes(self._buffer[sent:count])))
+        elif self._says_goodbye:
+            self.say_goodbye()
+
+    def say_goodbye(self) -> None:
+        """Put a GOAWAY in, here or at the next place where that may be done."""
+        if self._finished or self._frames is None:
+            return
+        self._says_goodbye = self._pending is not None or not self._frames.is_between
+        if self._says_goodbye:
+            return
+        try:
+            sent = self._to.send(GOAWAY)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._relay.close()
+            return
+        if sent < len(GOAWAY):
+            self._block(memoryview(GOAWAY)[sent:])
 
     def _block(self, rest: memoryview) -> None:
         self._pending = rest
@@ -114,6 +152,8 @@ class _Pipe:
         self._pending = None
         self._loop.remove_writer(self._to.fileno())
         self._loop.add_reader(self._from.fileno(), self._on_readable)
+        if self._says_goodbye:
+            self.say_goodbye()
 
     def _finish(self) -> None:
         self._loop.remove_reader(self._from.fileno())
@@ -147,6 +187,7 @@ class Relay:
         "_pidfd",
         "_pipes",
         "_registry",
+        "_sent_away",
     )
 
     def __init__(
@@ -170,7 +211,9 @@ class Relay:
         self._name: str | None = None
         self._pipes: tuple[_Pipe, ...] = ()
         self._closed = False
+        self._sent_away = False
         connection.close = self.close
+        connection.send_away = self.send_away
 
     async def start(self, inner_path: str) -> None:
         """Connect to the inner server and begin to relay; on any failure, close."""
@@ -187,10 +230,12 @@ class Relay:
                 return
             self._pipes = (
                 _Pipe(self, self._loop, self._outer, inner, self._buffer),
-                _Pipe(self, self._loop, inner, self._outer, self._buffer),
+                _Pipe(self, self._loop, inner, self._outer, self._buffer, frames=FrameFollower()),
             )
             for pipe in self._pipes:
                 pipe.start()
+            if self._sent_away:
+                self._pipes[1].say_goodbye()
         except OSError as error:
             event(_log, logging.WARNING, "relay could not start", error=str(error))
             self.close()
@@ -220,6 +265,13 @@ class Relay:
         """Close when the server has ended; a caller that has may still get its answers."""
         if pipe is self._pipes[1]:
             self.close()
+
+    def send_away(self) -> None:
+        """Ask the caller to make its next calls on another connection; safe at any time."""
+        if not self._sent_away:
+            self._sent_away = True
+            if self._pipes:
+                self._pipes[1].say_goodbye()
 
     def close(self) -> None:
         """Withdraw the ticket, then release everything; safe at any time and more than once."""

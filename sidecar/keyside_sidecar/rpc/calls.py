@@ -36,6 +36,10 @@ class Limits:
         self._public_calls = CallLimits(_PUBLIC_CALLS, _PUBLIC_CALLS_PER_UID)
         self._public_watches = CallLimits(_PUBLIC_WATCHES, _PUBLIC_WATCHES_PER_UID)
 
+    def count(self) -> int:
+        """Return how many calls are in flight of callers who are allowed something."""
+        return self._calls.total
+
     def enter(self, connection: Connection, *, lasting: bool = False) -> CallLimits:
         """Count a call that begins; return the budget to leave when it ends.
 
@@ -62,12 +66,12 @@ class CallLimits:
         max_calls_per_uid: At most this many for one uid.
     """
 
-    __slots__ = ("_by_uid", "_max_calls", "_max_calls_per_uid", "_total")
+    __slots__ = ("_by_uid", "_max_calls", "_max_calls_per_uid", "total")
 
     def __init__(self, max_calls: int, max_calls_per_uid: int) -> None:
         self._max_calls = max_calls
         self._max_calls_per_uid = max_calls_per_uid
-        self._total = 0
+        self.total = 0
         self._by_uid: dict[int, int] = {}
 
     def enter(self, uid: int) -> None:
@@ -77,14 +81,14 @@ class CallLimits:
             Refused: A limit is reached; the call is not counted.
         """
         mine = self._by_uid.get(uid, 0)
-        if mine >= self._max_calls_per_uid or self._total >= self._max_calls:
+        if mine >= self._max_calls_per_uid or self.total >= self._max_calls:
             raise Refused(Reason.TOO_MANY_CALLS)
         self._by_uid[uid] = mine + 1
-        self._total += 1
+        self.total += 1
 
     def leave(self, uid: int) -> None:
         """Count a call that ended."""
-        self._total -= 1
+        self.total -= 1
         left = self._by_uid[uid] - 1
         if left:
             self._by_uid[uid] = left

@@ -5,6 +5,7 @@ Field by field, by name: a field that nobody listed here is not recorded (I7).
 
 from __future__ import annotations
 
+import hashlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,7 @@ from keyside_sidecar.rpc import methods
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from keyside_sidecar.rpc.guard import Call
     from keyside_sidecar.rpc.methods import Method
 
     Describe = Callable[[Any], dict[str, object]]
@@ -28,6 +30,32 @@ def describe_response(method: Method, response: Any) -> dict[str, object]:
     """Return the facts that the record of an action's outcome adds."""
     describe = _RESPONSES.get(method.path)
     return {} if describe is None else describe(response)
+
+
+def describe_data_key(call: Call, request: Any, response: Any) -> dict[str, object]:
+    """Return what the log says of a data key that was asked for; of its wrapped form, the digest.
+
+    Args:
+        call: The call.
+        request: A request of GenerateDataKey or DecryptDataKey.
+        response: Its answer; None where there is none.
+    """
+    facts: dict[str, object] = {}
+    if call.header is not None:
+        facts["version"] = int(call.header.version_number)
+        facts["digest"] = hashlib.sha256(call.header.raw).hexdigest()
+    elif response is not None:
+        facts["version"] = response.version.number
+        facts["digest"] = hashlib.sha256(response.wrapped).hexdigest()
+    details: dict[str, object] = {}
+    if getattr(request, "wrapped_only", False):
+        details["wrapped_only"] = True
+    if response is not None:
+        details["max_age_s"] = response.max_age.seconds
+        for name in ("max_messages", "max_bytes"):
+            if value := getattr(response, name, 0):
+                details[name] = value
+    return {**facts, "details": details} if details else facts
 
 
 def _of_rotation(request: Any) -> dict[str, object]:

@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING
 
 from keyside.envelope import encode_context, open_envelope, rewrap, seal, suite_by_name
 from keyside.v1 import encryption_pb2 as pb
-from keyside_sidecar.access.reasons import Reason
-from keyside_sidecar.errors import BadRequest, Refused, UnknownVersion
-from keyside_sidecar.rpc.lookups import LookupLimit
+from keyside_sidecar.errors import BadRequest
+from keyside_sidecar.rpc.encryption_messages import copy_context, make_reference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyside.envelope import Suite, VersionKey
-    from keyside_sidecar.clock import Clock
     from keyside_sidecar.config import Config
     from keyside_sidecar.keys import Keyring
     from keyside_sidecar.rpc.guard import Call
+    from keyside_sidecar.rpc.versions import Versions
 
 
 class EncryptionServicer:
@@ -26,16 +25,16 @@ class EncryptionServicer:
     Args:
         config: For the size limit and each key's suite.
         keyring: The key versions.
-        clock: For the limit on look-ups of unknown versions.
+        versions: Finds those that envelopes name.
     """
 
-    def __init__(self, config: Config, keyring: Keyring, clock: Clock) -> None:
+    def __init__(self, config: Config, keyring: Keyring, versions: Versions) -> None:
         self._max_plaintext_bytes = config.sidecar.max_plaintext_bytes
         self._suites: Mapping[str, Suite] = {
             name: suite_by_name(key.suite) for name, key in config.keys.items()
         }
         self._keyring = keyring
-        self._lookups = LookupLimit(clock)
+        self._versions = versions
 
     async def encrypt(self, call: Call, request: pb.EncryptRequest) -> pb.EncryptResponse:
         """Seal a plaintext under the current version.
@@ -57,8 +56,9 @@ class EncryptionServicer:
         version = self._keyring.charge(key, size_bytes)
         if version is None:
             version = await self._keyring.reserve_and_charge(key, size_bytes)
-        envelope = seal(version, request.plaintext, dict(request.context), self._suites[key])
-        return pb.EncryptResponse(envelope=envelope, version=_reference(version))
+        context = copy_context(request.context)
+        envelope = seal(version, request.plaintext, context, self._suites[key])
+        return pb.EncryptResponse(envelope=envelope, version=make_reference(version))
 
     async def decrypt(self, call: Call, request: pb.DecryptRequest) -> pb.DecryptResponse:
         """Open an envelope.
@@ -69,12 +69,12 @@ class EncryptionServicer:
             StoreUnavailable: Its version is not in memory and the store is away.
         """
         # First, so that what is wrong with the context is said whether the version is known or not.
-        context = dict(request.context)
+        context = copy_context(request.context)
         encode_context(context)
-        version = await self._version(call)
+        version = await self._find_version(call)
         plaintext = open_envelope(version, request.envelope, context)
         self._keyring.note_opened(version)
-        return pb.DecryptResponse(plaintext=plaintext, version=_reference(version))
+        return pb.DecryptResponse(plaintext=plaintext, version=make_reference(version))
 
     async def rewrap(self, call: Call, request: pb.RewrapRequest) -> pb.RewrapResponse:
         """Move an envelope's data key under the current version.
@@ -84,7 +84,7 @@ class EncryptionServicer:
             VersionDisabled: Its version may not be used.
             StoreUnavailable: Its version is not in memory and the store is away.
         """
-        old = await self._version(call)
+        old = await self._find_version(call)
         assert call.key is not None  # noqa: S101
         new = self._keyring.charge(call.key, 0)
         if new is None:
@@ -92,7 +92,7 @@ class EncryptionServicer:
         envelope = rewrap(old, new, request.envelope, self._suites[call.key])
         self._keyring.note_opened(old)
         return pb.RewrapResponse(
-            envelope=envelope, previous=_reference(old), version=_reference(new)
+            envelope=envelope, previous=make_reference(old), version=make_reference(new)
         )
 
     async def reencrypt(self, call: Call, request: pb.ReencryptRequest) -> pb.ReencryptResponse:
@@ -105,9 +105,9 @@ class EncryptionServicer:
         """
         key = call.key
         assert key is not None  # noqa: S101
-        context = dict(request.context)
+        context = copy_context(request.context)
         encode_context(context)
-        old = await self._version(call)
+        old = await self._find_version(call)
         plaintext = open_envelope(old, request.envelope, context)
         self._keyring.note_opened(old)
         new = self._keyring.charge(key, len(plaintext))
@@ -115,27 +115,9 @@ class EncryptionServicer:
             new = await self._keyring.reserve_and_charge(key, len(plaintext))
         envelope = seal(new, plaintext, context, self._suites[key])
         return pb.ReencryptResponse(
-            envelope=envelope, previous=_reference(old), version=_reference(new)
+            envelope=envelope, previous=make_reference(old), version=make_reference(new)
         )
 
-    async def _version(self, call: Call) -> VersionKey:
-        header = call.header
-        assert header is not None  # noqa: S101
-        name = header.key_name, header.version_number, header.version_id
-        cached = self._keyring.cached(*name)
-        if cached is not None:
-            return cached
-        if not self._keyring.needs_look(*name):
-            return await self._keyring.version(*name)  # from memory too, if only to refuse it
-        uid = call.connection.credential.uid
-        if not self._lookups.may_look(uid):
-            raise Refused(Reason.TOO_MANY_CALLS)
-        try:
-            return await self._keyring.version(*name)
-        except UnknownVersion:
-            self._lookups.charge(uid)
-            raise
-
-
-def _reference(version: VersionKey) -> pb.KeyVersionRef:
-    return pb.KeyVersionRef(key=version.key_name, number=version.number)
+    async def _find_version(self, call: Call) -> VersionKey:
+        assert call.header is not None  # noqa: S101  (the guard has parsed it)
+        return await self._versions.find(call.header, call.connection.credential.uid)

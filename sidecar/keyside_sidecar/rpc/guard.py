@@ -12,6 +12,9 @@ A call takes these steps, and a servicer is reached only when all of them passed
 6. The journal records it: a service's call afterwards, a person's action before and afterwards.
    The servicer gets the request, the caller and the key.
 
+A batch is refused as a whole where policy allows the caller no key at all (or the credential is no
+good); otherwise its servicer asks for each item's key, and each item answers for itself.
+
 On a connection of a caller who was allowed nothing when it connected, only public RPCs exist.
 Anything else is answered with the reason. If policy or membership allows the caller by now, it is
 asked to connect again (UNAVAILABLE), and the connection is closed behind the answer.
@@ -21,24 +24,33 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from keyside.envelope import WrappingHeader, parse_wrapping_header
-from keyside.errors import InvalidArgument
-from keyside.names import KeyName, parse_key_name
 from keyside_sidecar.access.reasons import Reason
-from keyside_sidecar.errors import AccessRefused, AuthenticationFailed, BadRequest, Refused
+from keyside_sidecar.errors import (
+    AccessRefused,
+    AuthenticationFailed,
+    BadRequest,
+    MessageTooLarge,
+    Refused,
+)
+from keyside_sidecar.rpc.batch import Batch
+from keyside_sidecar.rpc.fields import read_key_name
 from keyside_sidecar.rpc.methods import Kept, KeyFrom, Method
 from keyside_sidecar.rpc.status import DETAILS_KEY, Failure, PolicyChanged, describe_failure
+from keyside_sidecar.rpc.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from google.protobuf.message import Message
 
+    from keyside.names import KeyName
     from keyside_sidecar.access.policy import Policy, Subject
     from keyside_sidecar.peer.connection import Connection
     from keyside_sidecar.peer.identity import Identifier
@@ -48,6 +60,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.rpc.granted import GrantedCalls
     from keyside_sidecar.rpc.journal import Journal
     from keyside_sidecar.rpc.refusals import RefusalLog
+    from keyside_sidecar.rpc.turns import Turns
 
 # The connection is closed this long after the status was sent, so that the status arrives first.
 _CLOSE_BEHIND_S: Final = 0.2
@@ -74,12 +87,14 @@ class Call:
         subject: Policy's view of the caller, from the groups that it has now.
         key: The key that the request is about; None where it is about none.
         header: The envelope's wrapping header, where the request holds an envelope.
+        batch: How the items of a batch are judged, and what became of them.
     """
 
     connection: Connection
     subject: Subject
     key: KeyName | None
     header: WrappingHeader | None
+    batch: Batch | None = None
 
 
 class Guard:
@@ -94,6 +109,8 @@ class Guard:
         arrivals: Receives messages under a time limit.
         journal: Records calls.
         granted: Serves people who hold a grant.
+        turns: Says when batches are received and worked on.
+        max_call_bytes: The longest message of a call that is no batch.
     """
 
     def __init__(
@@ -107,6 +124,8 @@ class Guard:
         arrivals: Arrivals,
         journal: Journal,
         granted: GrantedCalls,
+        turns: Turns,
+        max_call_bytes: int,
     ) -> None:
         self._registry = registry
         self._identifier = identifier
@@ -116,6 +135,8 @@ class Guard:
         self._arrivals = arrivals
         self._journal = journal
         self._granted = granted
+        self._max_call_bytes = max_call_bytes
+        self._turns = turns
 
     def unary(
         self,
@@ -134,6 +155,7 @@ class Guard:
             request_type: Its request message.
             serve: Called with the allowed call and the parsed request.
         """
+        path = method.path
 
         async def answer(_requests: object, context: StreamContext, caller: Connection) -> Message:
             data = await self._receive(context, caller)
@@ -142,9 +164,14 @@ class Guard:
                 subject = await self._identifier.identify(caller)
             if subject.standing is not None and not method.public:
                 raise Refused(subject.standing)
+            if len(data) > self._max_call_bytes:
+                raise MessageTooLarge(len(data), self._max_call_bytes)
             request = _parse(request_type, data)
             call = self._read(method, caller, subject, request, context)
-            reason = self._policy.decide(subject, method.operation, call.key)
+            question = path, call.key
+            if caller.decided_for is subject and question in caller.decided:
+                return await self._serve(method, call, request, serve)
+            reason = self._decide(caller, subject, method, question)
             if reason is None:
                 return await self._serve(method, call, request, serve)
             credential = _find_credential(context, method, reason)
@@ -153,6 +180,44 @@ class Guard:
             return await self._granted.serve(method, call, request, credential, serve)
 
         async def handle(requests: object, context: StreamContext) -> Message:
+            return await self._attend(path, requests, context, answer)
+
+        return grpc.stream_unary_rpc_method_handler(
+            handle, request_deserializer=None, response_serializer=_serialise
+        )
+
+    def batch(
+        self,
+        method: Method,
+        request_type: type[Message],
+        serve: Callable[[Call, Any], Awaitable[bytes]],
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return a handler for a batch: as :meth:`unary`, but each item is judged by itself.
+
+        Args:
+            method: Its row.
+            request_type: Its request message.
+            serve: Called with the call, whose ``batch`` judges items, and the parsed request;
+                returns the serialised response.
+        """
+
+        async def answer(_requests: object, context: StreamContext, caller: Connection) -> bytes:
+            async with self._turns.enter(caller.credential.uid):
+                data = await self._receive(context, caller)
+                subject = await self._identifier.identify(caller)
+                reason = self._policy.decide_for_any(subject, method.operation)
+                credential = _find_credential(context, method, reason or Reason.NOT_ALLOWED)
+                if reason is not None and credential is None:
+                    raise Refused(reason)
+                request = _parse(request_type, data)
+                decide = cache(partial(self._policy.decide, subject, method.operation))
+                batch = Batch(decide, Tally(method.path))
+                call = Call(caller, subject, None, None, batch)
+                if credential is None:
+                    return await self._serve(method, call, request, serve)
+                return await self._granted.serve_batch(method, call, request, credential, serve)
+
+        async def handle(requests: object, context: StreamContext) -> bytes:
             return await self._attend(method.path, requests, context, answer)
 
         return grpc.stream_unary_rpc_method_handler(
@@ -282,9 +347,28 @@ class Guard:
                 raise Refused(reason)
             yield _parse(request_type, data)
 
-    async def _receive(self, context: StreamContext, connection: Connection) -> bytes:
+    def _decide(
+        self,
+        caller: Connection,
+        subject: Subject,
+        method: Method,
+        question: tuple[str, KeyName | None],
+    ) -> Reason | None:
+        """Ask policy, and remember what it allows for as long as the caller's Subject is the same.
+
+        The policy is the worker's for life, and only keys that it names are remembered.
+        """
+        if caller.decided_for is not subject:
+            caller.decided, caller.decided_for = set(), subject
+        key = question[1]
+        reason = self._policy.decide(subject, method.operation, key)
+        if reason is None and (key is None or key in self._policy.keys):
+            caller.decided.add(question)
+        return reason
+
+    def _receive(self, context: StreamContext, connection: Connection) -> Awaitable[bytes]:
         limit_s = _PUBLIC_RECEIVE_S if connection.public_only else _RECEIVE_S
-        return await self._arrivals.receive(context, limit_s)
+        return self._arrivals.receive(context, limit_s)
 
     def _find(self, context: StreamContext) -> Connection:
         connection = self._registry.find(context.peer())
@@ -292,18 +376,18 @@ class Guard:
             raise Refused(Reason.PEER_UNKNOWN)
         return connection
 
-    async def _serve(
+    def _serve(
         self,
         method: Method,
         call: Call,
         request: Any,
-        serve: Callable[[Call, Any], Awaitable[Message]],
-    ) -> Message:
+        serve: Callable[[Call, Any], Awaitable[T]],
+    ) -> Awaitable[T]:
         if method.kept is Kept.CALL:
-            return await self._journal.keep_call(call, method, request, serve)
+            return self._journal.keep_call(call, method, request, serve)
         if method.kept is Kept.ACTION:
-            return await self._journal.keep_action(call, method, request, serve)
-        return await serve(call, request)
+            return self._journal.keep_action(call, method, request, serve)
+        return serve(call, request)
 
     def _read(
         self,
@@ -327,9 +411,12 @@ class Guard:
                 header = parse_wrapping_header(request.envelope)
                 key = header.key_name
             elif method.key_from is KeyFrom.KEY_FIELD:
-                key = _parse_key_name(request.key, "key")
+                key = read_key_name(request.key, "key")
             elif method.key_from is KeyFrom.NAME_FIELD:
-                key = _parse_key_name(request.name, "name")
+                key = read_key_name(request.name, "name")
+            elif method.key_from is KeyFrom.WRAPPED_FIELD:
+                header = parse_wrapping_header(request.wrapped)
+                key = header.key_name
         except Exception:
             # Who may do this with no key at all is told so first.
             reason = self._policy.decide(subject, method.operation, None)
@@ -363,15 +450,8 @@ def _parse(request_type: type[Message], data: bytes) -> Message:
         raise BadRequest("request", f"is not a {request_type.DESCRIPTOR.full_name}") from None
 
 
-def _parse_key_name(text: str, field: str) -> KeyName:
-    try:
-        return parse_key_name(text)
-    except InvalidArgument as error:
-        raise BadRequest(field, str(error), reason=error.reason) from None
-
-
-def _serialise(message: Message) -> bytes:
-    return message.SerializeToString()
+def _serialise(message: Message | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 async def _abort(context: StreamContext, failure: Failure) -> None:

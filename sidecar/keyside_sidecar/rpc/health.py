@@ -73,7 +73,7 @@ class HealthServicer:
     async def watch(self, request: health_pb2.HealthCheckRequest, context: StreamContext) -> None:
         """Answer now and on every change, until the caller goes away or the sidecar drains."""
         last = None
-        while True:
+        while not self._board.is_succeeded:  # who asks again is answered by a successor
             draining = self._board.phase is Phase.DRAINING
             status = self._status(request.service)
             if status != last:

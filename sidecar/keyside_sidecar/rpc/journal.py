@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from keyside_sidecar.errors import (
     AccessRefused,
@@ -20,23 +20,30 @@ from keyside_sidecar.errors import (
     AuthenticationFailed,
     Refused,
 )
-from keyside_sidecar.rpc.descriptions import describe_request, describe_response
+from keyside_sidecar.rpc import methods
+from keyside_sidecar.rpc.descriptions import (
+    describe_data_key,
+    describe_request,
+    describe_response,
+)
+from keyside_sidecar.rpc.served import write_served
 from keyside_sidecar.rpc.status import Described, describe_failure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
-
-    from google.protobuf.message import Message
 
     from keyside_sidecar.audit.sender import AuditSender
     from keyside_sidecar.peer.identity import Identifier
     from keyside_sidecar.rpc.guard import Call
     from keyside_sidecar.rpc.methods import Method
 
+T = TypeVar("T")
+
 _SETTLE_S: Final = 1.0
 # What a context may have (keyside/envelope/context.py); more is refused, and not worth keeping.
 _MAX_NAMES: Final = 32
 _MAX_NAME: Final = 128
+_DATA_KEYS: Final = frozenset({methods.GENERATE_DATA_KEY, methods.DECRYPT_DATA_KEY})
 _REFUSALS: Final = (Refused, AccessRefused, AuthenticationFailed)
 
 
@@ -79,8 +86,8 @@ class Journal:
         call: Call,
         method: Method,
         request: Any,
-        serve: Callable[[Call, Any], Awaitable[Message]],
-    ) -> Message:
+        serve: Callable[[Call, Any], Awaitable[T]],
+    ) -> T:
         """Serve a service's call, and record it.
 
         Raises:
@@ -99,7 +106,15 @@ class Journal:
             outcome = "refused" if isinstance(error, _REFUSALS) else "failed"
             self._note(call, method, request, None, outcome=outcome, reason=failure.reason)
             raise Described(failure) from error
-        self._note(call, method, request, response, outcome="ok")
+        written = (
+            write_served(call, method, request, response, self._identifier.describe)
+            if self._audit.takes_each
+            else None
+        )
+        if written is None:
+            self._note(call, method, request, response, outcome="ok")
+        else:
+            self._audit.note_text(written)
         return response
 
     async def keep_action(
@@ -107,8 +122,8 @@ class Journal:
         call: Call,
         method: Method,
         request: Any,
-        serve: Callable[[Call, Any], Awaitable[Message]],
-    ) -> Message:
+        serve: Callable[[Call, Any], Awaitable[T]],
+    ) -> T:
         """Record what a person asks for, do it, and record what came of it (I8).
 
         Raises:
@@ -119,7 +134,7 @@ class Journal:
         facts = {**self._facts_of(call), **describe_request(method, request)}
         action = Action(facts, method.event)
 
-        async def work() -> Message:
+        async def work() -> T:
             return await serve(call, request)
 
         return await self._shielded(self._act(action, method, work))
@@ -131,9 +146,9 @@ class Journal:
         request: Any,
         *,
         grant_id: str,
-        serve: Callable[[], Awaitable[Message]],
-    ) -> Message:
-        """Record a use of a grant, as :meth:`keep_action` does.
+        serve: Callable[[], Awaitable[T]],
+    ) -> T:
+        """Record a use of a grant, or its uses for a batch, as :meth:`keep_action` does.
 
         Args:
             call: The call.
@@ -148,11 +163,13 @@ class Journal:
         """
         facts = {
             **self._facts_of(call),
-            **_facts_of_envelope(call, request, None),
+            **_facts_of_request(call, method, request),
             "access": grant_id,
             "details": {"operation": method.operation.value},
         }
-        return await self._shielded(self._act(Action(facts, "access.use"), method, serve))
+        batch = call.batch
+        tell = None if batch is None else batch.tally.describe
+        return await self._shielded(self._act(Action(facts, "access.use"), method, serve, tell))
 
     async def settle(self) -> None:
         """Wait for what is under way, for a while: its outcome belongs into the log.
@@ -165,7 +182,7 @@ class Journal:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _shielded(self, work: Coroutine[Any, Any, Message]) -> Message:
+    async def _shielded(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.get_running_loop().create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._forget)
@@ -177,8 +194,12 @@ class Journal:
             task.exception()  # its caller may be gone
 
     async def _act(
-        self, action: Action, method: Method, serve: Callable[[], Awaitable[Message]]
-    ) -> Message:
+        self,
+        action: Action,
+        method: Method,
+        serve: Callable[[], Awaitable[T]],
+        tell: Callable[[], dict[str, object]] | None = None,
+    ) -> T:
         action.facts["request_id"] = secrets.token_hex(8)
         await self._record(action, phase="intent")
         try:
@@ -192,7 +213,7 @@ class Journal:
             outcome = "refused" if isinstance(error, _REFUSALS) else "failed"
             await self._record(action, phase="outcome", outcome=outcome, reason=failure.reason)
             raise Described(failure) from error
-        told = describe_response(method, response)
+        told = describe_response(method, response) if tell is None else tell()
         store_id, generation = self._read_generation()
         stored = {"store_id": store_id, "store_generation": generation}
         told = {**told, "details": {**_mapping(told.get("details")), **stored}}
@@ -216,14 +237,10 @@ class Journal:
     def _note(
         self, call: Call, method: Method, request: Any, response: Any, **facts: object
     ) -> None:
-        self._audit.note(
-            {
-                "event": method.event,
-                **self._facts_of(call),
-                **_facts_of_envelope(call, request, response),
-                **facts,
-            }
-        )
+        told = {**_facts_of_request(call, method, request, response), **facts}
+        if call.batch is not None and response is not None:
+            told |= call.batch.tally.describe()
+        self._audit.note({"event": method.event, **self._facts_of(call), **told})
 
     def _facts_of(self, call: Call) -> dict[str, object]:
         facts: dict[str, object] = {"caller": self._identifier.describe(call.connection)}
@@ -234,6 +251,16 @@ class Journal:
 
 def _mapping(value: object) -> dict[str, object]:
     return dict(value) if isinstance(value, dict) else {}
+
+
+def _facts_of_request(
+    call: Call, method: Method, request: Any, response: Any = None
+) -> dict[str, object]:
+    if call.batch is not None:
+        return {"count": len(request.items)}
+    if method in _DATA_KEYS:
+        return describe_data_key(call, request, response)
+    return _facts_of_envelope(call, request, response)
 
 
 def _facts_of_envelope(call: Call, request: Any, response: Any) -> dict[str, object]:

@@ -20,6 +20,9 @@ class KeyFrom(enum.Enum):
     KEY_FIELD = enum.auto()
     NAME_FIELD = enum.auto()
     ENVELOPE = enum.auto()
+    WRAPPED_FIELD = enum.auto()
+    # Each item of a batch names its own, in the field that its RPC for one item has.
+    ITEMS = enum.auto()
 
 
 class Kept(enum.Enum):
@@ -86,6 +89,18 @@ def _encryption(
     )
 
 
+def _batch(name: str, operation: Operation) -> Method:
+    return Method(
+        ENCRYPTION_SERVICE,
+        name,
+        operation,
+        KeyFrom.ITEMS,
+        kept=Kept.CALL,
+        event=f"encryption.batch_{operation.name.lower()}",
+        grantable=True,
+    )
+
+
 def _change_of_key(name: str, operation: Operation, event: str) -> Method:
     return Method(
         KEY_SERVICE, name, operation, KeyFrom.NAME_FIELD, kept=Kept.ACTION, event=f"key.{event}"
@@ -104,6 +119,15 @@ ENCRYPT: Final = _encryption("Encrypt", Operation.ENCRYPT, KeyFrom.KEY_FIELD, gr
 DECRYPT: Final = _encryption("Decrypt", Operation.DECRYPT, KeyFrom.ENVELOPE, grantable=True)
 REWRAP: Final = _encryption("Rewrap", Operation.REWRAP, KeyFrom.ENVELOPE, grantable=True)
 REENCRYPT: Final = _encryption("Reencrypt", Operation.REENCRYPT, KeyFrom.ENVELOPE)
+BATCH_ENCRYPT: Final = _batch("BatchEncrypt", Operation.ENCRYPT)
+BATCH_DECRYPT: Final = _batch("BatchDecrypt", Operation.DECRYPT)
+BATCH_REWRAP: Final = _batch("BatchRewrap", Operation.REWRAP)
+GENERATE_DATA_KEY: Final = _encryption(
+    "GenerateDataKey", Operation.GENERATE_DATA_KEY, KeyFrom.KEY_FIELD
+)
+DECRYPT_DATA_KEY: Final = _encryption(
+    "DecryptDataKey", Operation.DECRYPT_DATA_KEY, KeyFrom.WRAPPED_FIELD
+)
 LIST_KEYS: Final = Method(KEY_SERVICE, "ListKeys", Operation.LIST_KEYS)
 GET_KEY: Final = Method(KEY_SERVICE, "GetKey", Operation.DESCRIBE_KEY, KeyFrom.NAME_FIELD)
 ROTATE_KEY: Final = _change_of_key("RotateKey", Operation.ROTATE_KEY, "rotate")
@@ -136,6 +160,11 @@ METHODS: Final = (
     DECRYPT,
     REWRAP,
     REENCRYPT,
+    BATCH_ENCRYPT,
+    BATCH_DECRYPT,
+    BATCH_REWRAP,
+    GENERATE_DATA_KEY,
+    DECRYPT_DATA_KEY,
     LIST_KEYS,
     GET_KEY,
     ROTATE_KEY,

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from keyside_sidecar.config import Config
     from keyside_sidecar.rpc.access import AccessServicer
     from keyside_sidecar.rpc.audit import AuditServicer
+    from keyside_sidecar.rpc.batches import BatchServicer
+    from keyside_sidecar.rpc.data_keys import DataKeyServicer
     from keyside_sidecar.rpc.encryption import EncryptionServicer
     from keyside_sidecar.rpc.guard import Guard, StreamContext
     from keyside_sidecar.rpc.health import HealthServicer
@@ -36,6 +38,8 @@ _PUBLIC_GRACE_S: Final = 1.0
 _PUBLIC_IDLE_MS: Final = 60_000
 # What an envelope, a context at its limits and protobuf's framing may add to the largest plaintext.
 _MESSAGE_OVERHEAD_BYTES: Final = 64 * 1024
+# What contexts and framing may add to a batch: as much again as its plaintexts.
+_BATCH_FACTOR: Final = 2
 _MAX_METADATA_BYTES: Final = 8 * 1024
 _STREAMS: Final = 128
 _PUBLIC_STREAMS: Final = 8
@@ -79,7 +83,9 @@ class InnerServers:
         config: For limits and reflection.
         directory: Private to the worker's account; holds both sockets.
         guard: Stands before every RPC.
-        encryption: Serves EncryptionService.
+        encryption: Serves EncryptionService …
+        batches: … its batches …
+        data_keys: … and its data keys.
         keys: Serves KeyService.
         access: Serves AccessService.
         audit: Serves AuditService.
@@ -94,6 +100,8 @@ class InnerServers:
         *,
         guard: Guard,
         encryption: EncryptionServicer,
+        batches: BatchServicer,
+        data_keys: DataKeyServicer,
         keys: KeyServicer,
         access: AccessServicer,
         audit: AuditServicer,
@@ -119,6 +127,17 @@ class InnerServers:
             ),
             methods.REENCRYPT.path: guard.unary(
                 methods.REENCRYPT, encryption_pb2.ReencryptRequest, encryption.reencrypt
+            ),
+            **_batch_handlers(guard, batches),
+            methods.GENERATE_DATA_KEY.path: guard.unary(
+                methods.GENERATE_DATA_KEY,
+                encryption_pb2.GenerateDataKeyRequest,
+                data_keys.generate_data_key,
+            ),
+            methods.DECRYPT_DATA_KEY.path: guard.unary(
+                methods.DECRYPT_DATA_KEY,
+                encryption_pb2.DecryptDataKeyRequest,
+                data_keys.decrypt_data_key,
             ),
             methods.LIST_KEYS.path: guard.unary(
                 methods.LIST_KEYS, keys_pb2.ListKeysRequest, keys.list_keys
@@ -155,7 +174,8 @@ class InnerServers:
             everything[methods.REFLECTION.path] = _reflection_handler(guard)
         self.main_path = str(directory / "m")
         self.public_path = str(directory / "p")
-        limit = config.sidecar.max_plaintext_bytes + _MESSAGE_OVERHEAD_BYTES
+        # The guard holds every other call to less (max_call_bytes).
+        limit = max_batch_message_bytes(config)
         streams = min(config.sidecar.max_calls_per_uid, _STREAMS)
         options = [*_options(limit, streams), *_age_options(config)]
         self._main = _make_server(options, _Table(everything), self.main_path)
@@ -175,6 +195,16 @@ class InnerServers:
         await self._main.stop(grace_s)
         # Probes that watch are still to be told that nothing is served any more.
         await self._public.stop(min(grace_s, _PUBLIC_GRACE_S))
+
+
+def max_call_bytes(config: Config) -> int:
+    """Return how long the message of a call may be that is no batch."""
+    return config.sidecar.max_plaintext_bytes + _MESSAGE_OVERHEAD_BYTES
+
+
+def max_batch_message_bytes(config: Config) -> int:
+    """Return how long the message of a batch may be."""
+    return config.sidecar.max_batch_bytes * _BATCH_FACTOR + _MESSAGE_OVERHEAD_BYTES
 
 
 def _options(max_message_bytes: int, max_streams: int) -> list[tuple[str, int]]:
@@ -203,6 +233,17 @@ def _make_server(options: list[tuple[str, int]], table: _Table, path: str) -> gr
     server.add_generic_rpc_handlers((table,))
     server.add_insecure_port(f"unix:{path}")
     return server
+
+
+def _batch_handlers(guard: Guard, batches: BatchServicer) -> Handlers:
+    return {
+        method.path: guard.batch(method, kind, serve)
+        for method, kind, serve in (
+            (methods.BATCH_ENCRYPT, encryption_pb2.BatchEncryptRequest, batches.batch_encrypt),
+            (methods.BATCH_DECRYPT, encryption_pb2.BatchDecryptRequest, batches.batch_decrypt),
+            (methods.BATCH_REWRAP, encryption_pb2.BatchRewrapRequest, batches.batch_rewrap),
+        )
+    }
 
 
 def _access_handlers(guard: Guard, access: AccessServicer) -> Handlers:

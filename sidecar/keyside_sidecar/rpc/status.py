@@ -28,6 +28,7 @@ from keyside_sidecar.errors import (
     CheckpointNotFound,
     CustodianUnavailable,
     CustodyError,
+    MessageTooLarge,
     NoSuchVersion,
     Refused,
     RotationConflict,
@@ -127,6 +128,11 @@ class Failure:
 
     def details(self) -> bytes:
         """Return the serialised ``google.rpc.Status``."""
+        serialised: bytes = self.status().SerializeToString()
+        return serialised
+
+    def status(self) -> status_pb2.Status:
+        """Return the ``google.rpc.Status``; an item of a batch has it in its result."""
         metadata = {"remedy": self.remedy, "request_id": self.request_id}
         info = error_details_pb2.ErrorInfo(
             reason=self.reason,
@@ -140,9 +146,7 @@ class Failure:
                 bad.field_violations.add(field=name, description=description)
             packed.append(_pack(bad))
         code: int = self.code.value[0]
-        status = status_pb2.Status(code=code, message=self.text, details=packed)
-        serialised: bytes = status.SerializeToString()
-        return serialised
+        return status_pb2.Status(code=code, message=self.text, details=packed)
 
 
 def _pack(message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> any_pb2.Any:
@@ -162,6 +166,15 @@ def _bad_request(error: BadRequest) -> Failure:
         error.reason,
         f"{error.field}: {error.description}",
         field_violations=((error.field, error.description),),
+    )
+
+
+def _message_too_large(error: MessageTooLarge) -> Failure:
+    return Failure(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "MESSAGE_TOO_LARGE",
+        str(error),
+        "send less at once: see max_plaintext_bytes, and max_batch_bytes for batches",
     )
 
 
@@ -311,6 +324,7 @@ _TABLE: Final[tuple[tuple[type[Exception], Callable[..., Failure]], ...]] = (
     (UnknownVersion, _envelope_rejected),
     (InvalidArgument, _invalid_argument),
     (BadRequest, _bad_request),
+    (MessageTooLarge, _message_too_large),
     (VersionDisabled, _version_disabled),
     (RotationConflict, _conflict),
     (NoSuchVersion, _no_such_version),

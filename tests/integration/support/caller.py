@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import grpc
 from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
 from support.sidecar import PYTHON, SIDECAR_UID
 
 if TYPE_CHECKING:
@@ -67,6 +69,22 @@ class Answer:
         """Return the answer as a message; fail where there is none."""
         assert self.code == "OK", self
         return kind.FromString(self.data)
+
+
+def read_status(status: status_pb2.Status) -> Answer:
+    """Return what an item of a batch was told, as if it had been a call's answer."""
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(bad)
+    return Answer(
+        code=next(code.name for code in grpc.StatusCode if code.value[0] == status.code),
+        reason=info.reason,
+        text=status.message,
+        domain=info.domain,
+        remedy=dict(info.metadata).get("remedy", ""),
+        field=bad.field_violations[0].field if bad.field_violations else "",
+    )
 
 
 class Caller:

@@ -50,6 +50,7 @@ users = [{AUDITOR_UID}]
 [keys.mail-credentials]
 allow_groups = [{SERVICE_GID}, {ENCRYPT_ONLY_GID}, {OPERATOR_GID}]
 decrypt_groups = [{SERVICE_GID}, {OPERATOR_GID}]
+allow_data_keys = true
 
 [keys.payroll]
 allow_users = [{OTHER_UID}]

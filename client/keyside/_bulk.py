@@ -1,0 +1,244 @@
+"""Many items in few calls, and data keys, for threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from keyside._connection import Connection
+from keyside.batch_results import BatchResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from concurrent.futures import Future
+
+    from keyside._bulk_messages import BatchKind
+    from keyside._chunks import Chunk, ChunkLimits
+    from keyside.batch_results import OpenedResult, SealedResult
+    from keyside.credential import Credential, Metadata
+    from keyside.data_keys import IssuedDataKey, OpenedDataKey
+
+_Result = TypeVar("_Result", bound=BatchResult)
+
+
+class BulkCalls(Connection):
+    """The calls for many items, and those for data keys; see ``Client``."""
+
+    def encrypt_batch(
+        self,
+        items: Iterable[tuple[str, bytes] | tuple[str, bytes, Mapping[str, str] | None]],
+        *,
+        credential: Credential | str | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[SealedResult]:
+        """Seal many plaintexts; what ``encrypt`` does for each, for a fraction of the time.
+
+        Items are read as they are needed, put into calls of at most 10,000 items and 8 MiB (less
+        where the sidecar accepts less), of which two are under way at a time, in threads of their
+        own where one call is not enough. The envelopes of one key in one call share a data key.
+
+        Args:
+            items: (key, plaintext) or (key, plaintext, context), with any mix of keys and
+                contexts; each as for ``encrypt``.
+            credential: A grant's, instead of the client's; each item is one use.
+            timeout_s: For each call, instead of the client's.
+
+        Returns:
+            An iterator of as many results in the same order. An item that fails harms no other:
+            its result has the ``error``, and its ``envelope`` raises it.
+
+        Raises:
+            KeysideError: As for ``encrypt``. The iterator raises what concerns a whole call, such
+                as ``Unavailable``; results that it gave before stay good.
+        """
+        from keyside._bulk_messages import ENCRYPT
+
+        return self._run_batch(ENCRYPT, items, credential, timeout_s)
+
+    def decrypt_batch(
+        self,
+        items: Iterable[bytes | tuple[bytes] | tuple[bytes, Mapping[str, str] | None]],
+        *,
+        credential: Credential | str | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[OpenedResult]:
+        """Open many envelopes; what ``decrypt`` does for each.
+
+        Args:
+            items: Envelopes, or (envelope, context); each as for ``decrypt``.
+            credential: A grant's, instead of the client's; each item is one use.
+            timeout_s: For each call, instead of the client's.
+
+        Returns:
+            An iterator of results, as for ``encrypt_batch``; each has its ``plaintext``.
+
+        Raises:
+            KeysideError: As for ``encrypt_batch``.
+        """
+        from keyside._bulk_messages import DECRYPT
+
+        return self._run_batch(DECRYPT, items, credential, timeout_s)
+
+    def rewrap_batch(
+        self,
+        envelopes: Iterable[bytes],
+        *,
+        credential: Credential | str | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[SealedResult]:
+        """Move the data keys of many envelopes under the current versions, as ``rewrap`` does.
+
+        Args:
+            envelopes: Envelopes, or their wrapping headers alone.
+            credential: A grant's, instead of the client's; each item is one use.
+            timeout_s: For each call, instead of the client's.
+
+        Returns:
+            An iterator of results, as for ``encrypt_batch``.
+
+        Raises:
+            KeysideError: As for ``encrypt_batch``.
+        """
+        from keyside._bulk_messages import REWRAP
+
+        return self._run_batch(REWRAP, envelopes, credential, timeout_s)
+
+    def generate_data_key(
+        self, key: str, *, wrapped_only: bool = False, timeout_s: float | None = None
+    ) -> IssuedDataKey:
+        """Get a new data key, for sealing in this process; ``LocalCipher`` does so by itself.
+
+        Its whole bound of messages is charged to the key's version, and a record says who got it.
+        No grant covers it.
+
+        Args:
+            key: The key's name.
+            wrapped_only: Leave the key itself out: for a process that only stores it.
+            timeout_s: For this call, instead of the client's.
+
+        Raises:
+            NotPermitted: Policy refuses: reason ``DATA_KEYS_NOT_ALLOWED`` where the key's policy
+                has no ``allow_data_keys``.
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._bulk_messages import generate_request, read_issued
+
+        request = generate_request(key, wrapped_only=wrapped_only)
+        answer = self._call(
+            lambda link, limit_s: link.encryption.GenerateDataKey(request, timeout=limit_s),
+            timeout_s,
+        )
+        return read_issued(answer, wrapped_only=wrapped_only)
+
+    def decrypt_data_key(self, wrapped: bytes, *, timeout_s: float | None = None) -> OpenedDataKey:
+        """Get the data key of an envelope, for opening in this process.
+
+        Args:
+            wrapped: A wrapping header, or an envelope that begins with it.
+            timeout_s: For this call, instead of the client's.
+
+        Raises:
+            EnvelopeRejected: It does not open; deliberately no more is said.
+            VersionUnusable: Its key version is disabled or destroyed.
+            NotPermitted: As for ``generate_data_key``.
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._bulk_messages import read_opened, unwrap_request
+
+        request = unwrap_request(wrapped)
+        return read_opened(
+            self._call(
+                lambda link, limit_s: link.encryption.DecryptDataKey(request, timeout=limit_s),
+                timeout_s,
+            )
+        )
+
+    def _run_batch(
+        self,
+        kind: BatchKind[_Result],
+        items: Iterable[object],
+        credential: Credential | str | None,
+        timeout_s: float | None,
+    ) -> Iterator[_Result]:
+        from keyside._chunks import Chunker, ChunkLimits
+
+        metadata = self._metadata(credential)
+        limits = ChunkLimits()
+        given = iter(items)
+
+        def cut() -> Iterator[Chunk[_Result]]:
+            chunker = Chunker(kind, limits)
+            for item in given:
+                if (full := chunker.add(item)) is not None:
+                    yield full
+            if (rest := chunker.rest()) is not None:
+                yield rest
+
+        def run(chunk: Chunk[_Result]) -> list[_Result]:
+            return chunk.merge(self._run_chunk(chunk, limits, metadata, timeout_s))
+
+        return _run_in_order(cut(), run)
+
+    def _run_chunk(
+        self,
+        chunk: Chunk[_Result],
+        limits: ChunkLimits,
+        metadata: Metadata,
+        timeout_s: float | None,
+    ) -> list[_Result]:
+        from keyside._chunks import is_too_large
+        from keyside.errors import KeysideError
+
+        kind = chunk.kind
+        if not chunk.items:
+            return []
+        request = kind.make_request(chunk.items)
+        try:
+            answer: Any = self._call(
+                lambda link, limit_s: getattr(link.encryption, kind.method)(
+                    request, timeout=limit_s, metadata=metadata
+                ),
+                timeout_s,
+                repeatable=not metadata,
+            )
+        except KeysideError as error:
+            if not is_too_large(error):
+                raise
+            if len(chunk.items) == 1:
+                return [kind.make_failure(error)]
+        else:
+            return kind.read_results(answer, len(chunk.items))
+        limits.learn(chunk)
+        return [
+            result
+            for half in chunk.halves()
+            for result in self._run_chunk(half, limits, metadata, timeout_s)
+        ]
+
+
+def _run_in_order(chunks: Iterator[Chunk[_Result]], run: Any) -> Iterator[_Result]:
+    """Yield the results in order. What fits into one call is made in the caller's thread."""
+    from keyside._chunks import CALLS_IN_FLIGHT
+
+    first = next(chunks, None)
+    if first is None:
+        return
+    second = next(chunks, None)
+    if second is None:
+        yield from run(first)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    threads = ThreadPoolExecutor(CALLS_IN_FLIGHT, thread_name_prefix="keyside-batch")
+    under_way: deque[Future[list[_Result]]] = deque()
+    try:
+        under_way.append(threads.submit(run, first))
+        under_way.append(threads.submit(run, second))
+        del first, second
+        while under_way:
+            results = under_way.popleft().result()
+            if (chunk := next(chunks, None)) is not None:
+                under_way.append(threads.submit(run, chunk))
+            yield from results
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)

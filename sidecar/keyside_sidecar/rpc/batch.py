@@ -1,0 +1,210 @@
+"""One batch: how its items are judged, how they take turns, and what became of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from keyside.envelope import parse_wrapping_header
+from keyside.envelope.header import AFTER_PREFIX
+from keyside_sidecar.errors import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from google.protobuf.message import Message
+    from google.rpc.status_pb2 import Status
+
+    from keyside.envelope import VersionKey, WrappingHeader
+    from keyside.names import KeyName
+    from keyside_sidecar.access.reasons import Reason
+    from keyside_sidecar.rpc.tally import Tally
+    from keyside_sidecar.rpc.turns import Turns
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Batch:
+    """What the guard knows of a batch.
+
+    Args:
+        decide: Says why the caller may not do this with a key; None where it may.
+        tally: Counts what becomes of the items.
+        refused: Items that are refused whatever ``decide`` says, by their place.
+    """
+
+    decide: Callable[[KeyName], Reason | None]
+    tally: Tally
+    refused: Mapping[int, Exception] = field(default_factory=dict)
+
+    def withdraw(self, result: Any, error: Exception) -> None:
+        """Take back what an item came to, and have it tell an error.
+
+        Args:
+            result: The item's result, which has no status.
+            error: The error.
+        """
+        before = getattr(result, "previous", None)
+        if before is not None and before.number:
+            place = before.key, before.number
+            self.tally.count(*place, -1, new_version=result.version.number)
+        else:
+            self.tally.count(result.version.key, result.version.number, -1)
+        result.Clear()
+        result.status.CopyFrom(self.tally.fail(error))
+
+
+@dataclass(slots=True)
+class Group:
+    """Items with which the same is done.
+
+    Args:
+        version: The version that wraps, or wrapped, their data keys.
+        act: Is given an item's place and the result there to fill in, the last thing that it does.
+            What it raises becomes the item's status.
+        new_version: The number of the version that they are rewrapped to.
+        done: With how many it succeeded.
+    """
+
+    version: VersionKey
+    act: Callable[[int, Any], None]
+    new_version: int = 0
+    done: int = 0
+
+
+class Work:
+    """The work on a batch, a turn at a time: sort the items into groups, then ``run``.
+
+    Args:
+        batch: The batch.
+        uid: Whose.
+        turns: Says when to work.
+        count: How many items there are.
+    """
+
+    __slots__ = ("_batch", "_groups", "_known", "_owners", "_statuses", "_turns", "_until", "uid")
+
+    def __init__(self, batch: Batch, uid: int, turns: Turns, count: int) -> None:
+        self.uid = uid
+        self._batch = batch
+        self._turns = turns
+        self._until = 0.0
+        self._groups: list[Group] = []
+        self._owners: list[Group | None] = [None] * count
+        self._statuses: dict[int, Status] = {}
+        self._known: dict[bytes, VersionKey] = {}
+
+    async def sort(self, keys: Iterable[T]) -> dict[T, list[int]]:
+        """Return the items' places by what they have in common; those refused get their status.
+
+        Args:
+            keys: What each item has.
+        """
+        found: dict[T, list[int]] = {}
+        refused = self._batch.refused
+        for place, key in enumerate(keys):
+            if perf_counter() > self._until:
+                self._until = await self._turns.take()
+            if place in refused:
+                self.fail((place,), refused[place])
+            elif key in found:
+                found[key].append(place)
+            else:
+                found[key] = [place]
+        return found
+
+    async def pause(self) -> None:
+        """Take another turn, if this one is over."""
+        if perf_counter() > self._until:
+            self._until = await self._turns.take()
+
+    def read_header(self, raw: bytes) -> WrappingHeader:
+        """Read a wrapping header, and judge the key that it names.
+
+        Raises:
+            EnvelopeRejected: It is none.
+            Refused: The caller may not do this with the key.
+        """
+        header = parse_wrapping_header(raw)
+        self.require(header.key_name)
+        return header
+
+    def recall(self, raw: bytes) -> VersionKey | None:
+        """Return the version of an earlier header that named the same one, in the same suite.
+
+        The key was judged then. What is compared is all of a header that comes before its salt,
+        with the length of the key's name in it.
+        """
+        return self._known.get(raw[:-AFTER_PREFIX])
+
+    def remember(self, raw: bytes, version: VersionKey) -> None:
+        """Have later headers that name a version found by :meth:`recall`."""
+        self._known[raw[:-AFTER_PREFIX]] = version
+
+    def require(self, key: KeyName) -> None:
+        """Judge a key.
+
+        Raises:
+            Refused: The caller may not do this with it.
+        """
+        reason = self._batch.decide(key)
+        if reason is not None:
+            raise Refused(reason)
+
+    def fail(self, places: Iterable[int], error: Exception) -> None:
+        """Have items tell an error."""
+        for place in places:
+            self._statuses[place] = self._batch.tally.fail(error)
+
+    def add(self, group: Group, places: Iterable[int] = ()) -> Group:
+        """Have a group done, with the items in those places."""
+        self._groups.append(group)
+        for place in places:
+            self._owners[place] = group
+        return group
+
+    def join(self, group: Group, place: int) -> None:
+        """Put one more item into a group that was added."""
+        self._owners[place] = group
+
+    async def run(self, response: type[Message]) -> bytes:
+        """Do what there is to do, in the items' order; return the serialised response.
+
+        It is serialised a turn at a time as well: messages with one repeated field may be put one
+        behind the other.
+
+        Args:
+            response: The response's type; its field ``results`` takes the items' results.
+        """
+        parts: list[bytes] = []
+        message: Any = response()
+        fail = self._batch.tally.fail
+        for place, group in enumerate(self._owners):
+            if perf_counter() > self._until:
+                parts.append(message.SerializeToString())
+                message.Clear()
+                self._until = await self._turns.take()
+            result = message.results.add()
+            if group is None:
+                result.status.CopyFrom(self._statuses[place])
+                continue
+            try:
+                group.act(place, result)
+            except Exception as error:  # noqa: BLE001  (the table names every kind)
+                result.status.CopyFrom(fail(error))
+            else:
+                group.done += 1
+        parts.append(message.SerializeToString())
+        return b"".join(parts)
+
+    def count(self) -> list[VersionKey]:
+        """Count what succeeded (tally.py); return the versions under which something did."""
+        used = [group for group in self._groups if group.done]
+        for group in used:
+            version = group.version
+            self._batch.tally.count(
+                version.key_name, int(version.number), group.done, new_version=group.new_version
+            )
+        return [group.version for group in used]

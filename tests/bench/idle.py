@@ -1,0 +1,102 @@
+"""A thousand connections that are open and do nothing: what they cost, and what others notice.
+
+They are gRPC channels of the Python client, each of which has made a call. Counted is what all
+processes of the sidecar hold in memory of their own (RssAnon), with them and before them.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from latency import Line
+from processes import family_of, memory_kib
+from rows import Target, compare, pick, take_turns
+from support.remote import Remote
+from support.sidecar import DEFAULT_KEYS, OTHER_GID, OTHER_UID, Sidecar, sidecar_directory
+from unary import SERVICE, make_requests
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plan import Plan
+    from rows import Figures, Row, Taken
+
+CONNECTIONS = 1_000
+MAX_KIB = 25
+SETTINGS = "max_connections = 4096\nmax_connections_per_uid = 2048"
+CONFIG = DEFAULT_KEYS.replace(
+    "[keys.mail-credentials]\nallow_groups = [",
+    f"[keys.mail-credentials]\nallow_groups = [{OTHER_GID}, ",
+)
+_OPEN = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+options = [("grpc.use_local_subchannel_pool", 1)]
+channels = [grpc.insecure_channel(target, options) for _ in range(count)]
+for channel in channels:
+    channel.unary_unary(method)(bytes.fromhex(request), timeout=30)
+"""
+_SETTLE_S = 0.5
+# Of the caller beside them, in each round.
+SLICES = 4
+METHOD = f"{SERVICE}Encrypt"
+
+
+def run(plan: Plan) -> Iterator[Row]:
+    """Compare a sidecar that has them with another one that has none, in turns."""
+    taken: Taken = {"with": [], "without": []}
+    each_kib: list[float] = []
+    for _ in range(plan.slow_rounds):
+        with ExitStack() as stack:
+            crowded, calm = Scene(stack, plan), Scene(stack, plan)
+            each_kib.append(crowded.crowd(CONNECTIONS))
+            found = take_turns({"with": crowded.measure, "without": calm.measure}, SLICES)
+            for name in taken:
+                taken[name] += found[name]
+    yield compare(
+        "1,000 idle connections, memory of each",
+        "KiB",
+        each_kib,
+        target=Target(MAX_KIB, of_ratio=False, at_least=False),
+    )
+    for part in ("p50", "p99"):
+        yield compare(
+            f"another caller's Encrypt beside 1,000 idle connections, {part} / without them",
+            "µs",
+            pick(taken, "with", part),
+            pick(taken, "without", part),
+            # What two runs of the same differ by on a shared machine.
+            target=Target(1.2, at_least=False),
+        )
+
+
+class Scene:
+    """A sidecar, a caller that uses it, and one that only stays connected."""
+
+    def __init__(self, stack: ExitStack, plan: Plan) -> None:
+        self._count = plan.calls // 10
+        self._sidecar = Sidecar(stack.enter_context(sidecar_directory()), CONFIG, settings=SETTINGS)
+        self._sidecar.prepare()
+        self._sidecar.start()
+        stack.callback(self._sidecar.kill)
+        self._request, _ = make_requests(self._sidecar)["Encrypt"]
+        self._line = Line(stack.enter_context(Remote(self._sidecar)))
+        self._line.open("Encrypt", f"unix:{self._sidecar.socket}", METHOD, self._request)
+        self._idler = stack.enter_context(Remote(self._sidecar, OTHER_UID))
+
+    def crowd(self, connections: int) -> float:
+        """Open the connections; return the KiB that each costs."""
+        self.measure()
+        before = self._own_kib()
+        self._idler.run(_OPEN, count=connections, method=METHOD, request=self._request.hex())
+        time.sleep(_SETTLE_S)
+        return (self._own_kib() - before) / connections
+
+    def measure(self) -> Figures:
+        """Measure what the caller waits for."""
+        return self._line.measure("Encrypt", self._count)
+
+    def _own_kib(self) -> int:
+        return sum(memory_kib(pid, "RssAnon") for pid in family_of(self._sidecar))
