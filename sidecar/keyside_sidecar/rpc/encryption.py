@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from keyside.envelope import encode_context, open_envelope, rewrap, seal, suite_by_name
 from keyside.v1 import encryption_pb2 as pb
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import BadRequest, Refused, UnknownVersion
-from keyside_sidecar.rpc.lookups import LookupLimit
+from keyside_sidecar.rpc.allowance import Allowance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from keyside_sidecar.config import Config
     from keyside_sidecar.keys import Keyring
     from keyside_sidecar.rpc.guard import Call
+
+
+# Of versions that do not exist, for one account.
+_LOOKUPS: Final = 100
+_LOOKUPS_PER_SECOND: Final = 10
 
 
 class EncryptionServicer:
@@ -35,7 +40,7 @@ class EncryptionServicer:
             name: suite_by_name(key.suite) for name, key in config.keys.items()
         }
         self._keyring = keyring
-        self._lookups = LookupLimit(clock)
+        self._lookups = Allowance(clock, burst=_LOOKUPS, per_second=_LOOKUPS_PER_SECOND)
 
     async def encrypt(self, call: Call, request: pb.EncryptRequest) -> pb.EncryptResponse:
         """Seal a plaintext under the current version.
@@ -128,7 +133,7 @@ class EncryptionServicer:
         if not self._keyring.needs_look(*name):
             return await self._keyring.version(*name)  # from memory too, if only to refuse it
         uid = call.connection.credential.uid
-        if not self._lookups.may_look(uid):
+        if not self._lookups.has_some(uid):
             raise Refused(Reason.TOO_MANY_CALLS)
         try:
             return await self._keyring.version(*name)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.peer.identity import Identifier
     from keyside_sidecar.peer.tickets import TicketRegistry
     from keyside_sidecar.rpc.arrivals import Arrivals
-    from keyside_sidecar.rpc.calls import CallLimits, Limits
+    from keyside_sidecar.rpc.calls import Limits, Slot
     from keyside_sidecar.rpc.granted import GrantedCalls
     from keyside_sidecar.rpc.journal import Journal
     from keyside_sidecar.rpc.refusals import RefusalLog
@@ -74,12 +74,14 @@ class Call:
         subject: Policy's view of the caller, from the groups that it has now.
         key: The key that the request is about; None where it is about none.
         header: The envelope's wrapping header, where the request holds an envelope.
+        slot: The call's place among those in flight.
     """
 
     connection: Connection
     subject: Subject
     key: KeyName | None
     header: WrappingHeader | None
+    slot: Slot | None = None
 
 
 class Guard:
@@ -135,7 +137,9 @@ class Guard:
             serve: Called with the allowed call and the parsed request.
         """
 
-        async def answer(_requests: object, context: StreamContext, caller: Connection) -> Message:
+        async def answer(
+            _requests: object, context: StreamContext, caller: Connection, slot: Slot
+        ) -> Message:
             data = await self._receive(context, caller)
             subject = self._identifier.known(caller)
             if subject is None:
@@ -143,7 +147,7 @@ class Guard:
             if subject.standing is not None and not method.public:
                 raise Refused(subject.standing)
             request = _parse(request_type, data)
-            call = self._read(method, caller, subject, request, context)
+            call = self._read(method, caller, subject, request, context=context, slot=slot)
             reason = self._policy.decide(subject, method.operation, call.key)
             if reason is None:
                 return await self._serve(method, call, request, serve)
@@ -173,7 +177,9 @@ class Guard:
             serve: Gets the parsed request and the context to write to.
         """
 
-        async def answer(_requests: object, context: StreamContext, connection: Connection) -> None:
+        async def answer(
+            _requests: object, context: StreamContext, connection: Connection, _slot: Slot
+        ) -> None:
             data = await self._receive(context, connection)
             await serve(_parse(request_type, data), context)
 
@@ -194,7 +200,10 @@ class Guard:
         """
 
         async def answer(
-            requests: AsyncIterator[bytes], context: StreamContext, connection: Connection
+            requests: AsyncIterator[bytes],
+            context: StreamContext,
+            connection: Connection,
+            _slot: Slot,
         ) -> None:
             await serve(self._check_each(requests, request_type, method, connection), context)
 
@@ -203,16 +212,19 @@ class Guard:
     def _stream(
         self,
         method: Method,
-        answer: Callable[[AsyncIterator[bytes], StreamContext, Connection], Awaitable[None]],
+        answer: Callable[[AsyncIterator[bytes], StreamContext, Connection, Slot], Awaitable[None]],
     ) -> grpc.RpcMethodHandler[Any, Any]:
         async def check_and_answer(
-            requests: AsyncIterator[bytes], context: StreamContext, connection: Connection
+            requests: AsyncIterator[bytes],
+            context: StreamContext,
+            connection: Connection,
+            slot: Slot,
         ) -> None:
             subject = await self._identifier.identify(connection)
             reason = self._policy.decide(subject, method.operation, None)
             if reason is not None:
                 raise Refused(reason)
-            await answer(requests, context, connection)
+            await answer(requests, context, connection, slot)
 
         async def handle(requests: AsyncIterator[bytes], context: StreamContext) -> None:
             await self._attend(method.path, requests, context, check_and_answer, lasting=True)
@@ -228,7 +240,9 @@ class Guard:
             method: The RPC's full name.
         """
 
-        async def answer(_requests: object, _context: StreamContext, caller: Connection) -> None:
+        async def answer(
+            _requests: object, _context: StreamContext, caller: Connection, _slot: Slot
+        ) -> None:
             subject = await self._identifier.identify(caller)
             if self._policy.is_allowed_anything(subject):
                 asyncio.get_running_loop().call_later(_CLOSE_BEHIND_S, caller.close)
@@ -245,17 +259,17 @@ class Guard:
         path: str,
         requests: Any,
         context: StreamContext,
-        answer: Callable[[Any, StreamContext, Connection], Awaitable[T]],
+        answer: Callable[[Any, StreamContext, Connection, Slot], Awaitable[T]],
         *,
         lasting: bool = False,
     ) -> T:
         """Find the caller, count the call, answer it, and turn what goes wrong into its status."""
         connection: Connection | None = None
-        limits: CallLimits | None = None
+        slot: Slot | None = None
         try:
             connection = self._find(context)
-            limits = self._limits.enter(connection, lasting=lasting)
-            return await answer(requests, context, connection)
+            slot = self._limits.enter(connection, lasting=lasting)
+            return await answer(requests, context, connection, slot)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  (the table names every kind)
@@ -263,8 +277,8 @@ class Guard:
             if isinstance(error, _REFUSALS):  # one that the journal has not recorded
                 self._refusals.note(connection, path, failure.reason)
         finally:
-            if limits is not None and connection is not None:
-                limits.leave(connection.credential.uid)
+            if slot is not None:
+                slot.leave()
         await _abort(context, failure)
         raise AssertionError("abort always raises")
 
@@ -311,7 +325,9 @@ class Guard:
         connection: Connection,
         subject: Subject,
         request: Any,
+        *,
         context: StreamContext,
+        slot: Slot,
     ) -> Call:
         """Read which key a request is about.
 
@@ -339,7 +355,7 @@ class Guard:
             ):
                 raise Refused(reason) from None
             raise
-        return Call(connection, subject, key, header)
+        return Call(connection, subject, key, header, slot)
 
 
 def _find_credential(context: StreamContext, method: Method, reason: Reason | None) -> str | None:

@@ -12,15 +12,19 @@ import asyncio
 import hashlib
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import (
     AccessRefused,
     AuditUnavailable,
     AuthenticationFailed,
     Refused,
 )
+from keyside_sidecar.rpc.allowance import Allowance
 from keyside_sidecar.rpc.descriptions import describe_request, describe_response
+from keyside_sidecar.rpc.methods import ACCESS_SERVICE
 from keyside_sidecar.rpc.status import Described, describe_failure
 
 if TYPE_CHECKING:
@@ -29,11 +33,17 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from keyside_sidecar.audit.sender import AuditSender
+    from keyside_sidecar.clock import Clock
     from keyside_sidecar.peer.identity import Identifier
+    from keyside_sidecar.rpc.calls import Slot
     from keyside_sidecar.rpc.guard import Call
     from keyside_sidecar.rpc.methods import Method
 
 _SETTLE_S: Final = 1.0
+# What a person may do about requests, and how often use a grant in vain.
+_USE: Final = "use"
+_BURST: Final = 100
+_PER_SECOND: Final = 2
 # What a context may have (keyside/envelope/context.py); more is refused, and not worth keeping.
 _MAX_NAMES: Final = 32
 _MAX_NAME: Final = 128
@@ -61,6 +71,7 @@ class Journal:
         identifier: For the callers' account names.
         read_generation: Says how far the store has come, as this process knows it: so that the log
             tells a store that is put back later.
+        clock: For how much one person may ask.
     """
 
     def __init__(
@@ -68,10 +79,12 @@ class Journal:
         audit: AuditSender,
         identifier: Identifier,
         read_generation: Callable[[], tuple[str, int]],
+        clock: Clock,
     ) -> None:
         self._audit = audit
         self._identifier = identifier
         self._read_generation = read_generation
+        self._patience = Allowance(clock, burst=_BURST, per_second=_PER_SECOND)
         self._under_way: set[asyncio.Task[Any]] = set()
 
     async def keep_call(
@@ -116,13 +129,31 @@ class Journal:
                 answered.
             Described: It failed; that was recorded.
         """
+        if method.service == ACCESS_SERVICE:
+            self.require_patience(call, method.name)
+            self._patience.charge((call.connection.credential.uid, method.name))
         facts = {**self._facts_of(call), **describe_request(method, request)}
         action = Action(facts, method.event)
 
         async def work() -> Message:
             return await serve(call, request)
 
-        return await self._shielded(self._act(action, method, work))
+        return await self._shielded(call, self._act(action, method, work))
+
+    def require_patience(self, call: Call, what: str = _USE) -> None:
+        """Refuse whoever has asked for much lately, or in vain, before that is recorded again.
+
+        What a person does is two lines on the disk each time, however little comes of it.
+
+        Args:
+            call: Whose.
+            what: Counted apart, so that nobody is kept from revoking by what they did before.
+
+        Raises:
+            Refused: TOO_OFTEN.
+        """
+        if not self._patience.has_some((call.connection.credential.uid, what)):
+            raise Refused(Reason.TOO_OFTEN)
 
     async def keep_use(
         self,
@@ -152,7 +183,18 @@ class Journal:
             "access": grant_id,
             "details": {"operation": method.operation.value},
         }
-        return await self._shielded(self._act(Action(facts, "access.use"), method, serve))
+
+        async def work() -> Message:
+            whose = (call.connection.credential.uid, _USE)
+            try:
+                response = await serve()
+            except Exception:
+                self._patience.charge(whose)
+                raise
+            self._patience.refill(whose)
+            return response
+
+        return await self._shielded(call, self._act(Action(facts, "access.use"), method, work))
 
     async def settle(self) -> None:
         """Wait for what is under way, for a while: its outcome belongs into the log.
@@ -165,10 +207,13 @@ class Journal:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _shielded(self, work: Coroutine[Any, Any, Message]) -> Message:
+    async def _shielded(self, call: Call, work: Coroutine[Any, Any, Message]) -> Message:
         task = asyncio.get_running_loop().create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._forget)
+        if call.slot is not None:  # counted until it is done, whatever becomes of the caller
+            call.slot.hold()
+            task.add_done_callback(partial(_leave, call.slot))
         return await asyncio.shield(task)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
@@ -230,6 +275,10 @@ class Journal:
         if call.key is not None:
             facts["key"] = call.key
         return facts
+
+
+def _leave(slot: Slot, _task: asyncio.Task[Any]) -> None:
+    slot.leave()
 
 
 def _mapping(value: object) -> dict[str, object]:
