@@ -130,7 +130,8 @@ class Demo:
     def verify_log(self) -> None:
         """Have the log proved, and show that one altered character is found."""
         files = [self.home / "state" / "audit.jsonl"]
-        verify = [BIN / "keyside", "audit", "verify", "--public-key", self.public_key, *files]
+        verify: list[str | Path] = [BIN / "keyside", "audit", "verify"]
+        verify += ["--public-key", self.public_key, *files]
         self.show(verify, expect=0)
         print("  somebody changes one word of it, and a refusal becomes a success …")
         changed = files[0].read_text().replace('"outcome":"refused"', '"outcome":"ok"', 1)

@@ -61,6 +61,10 @@ class Ledger:
         for number in [n for n, (_uid, owner) in self._owners.items() if owner == worker]:
             self.remove(number)
 
+    def serves(self, uid: int, worker: int) -> bool:
+        """Return whether a worker has a connection of ``uid``."""
+        return (uid, worker) in self._owners.values()
+
     def least_loaded(self, workers: list[int]) -> int:
         """Return the worker with the fewest connections, the longest unused first."""
         return min(workers, key=lambda worker: self._by_worker.get(worker, 0))

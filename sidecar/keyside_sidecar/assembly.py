@@ -93,7 +93,7 @@ class Parts:
         self.identifier = Identifier(config.identity, self.membership)
         self.registry = TicketRegistry()
         self.refusals = RefusalLog(clock, self.audit, self.identifier)
-        self.journal = Journal(self.audit, self.identifier, self.keyring.read_generation)
+        self.journal = Journal(self.audit, self.identifier, self.keyring.read_generation, clock)
         self.arrivals = Arrivals()
         host = describe_host()
         standing = Standing(self.identifier, authenticator, clock, config.identity.membership_ttl_s)
@@ -102,7 +102,6 @@ class Parts:
             keyring=self.keyring,
             standing=standing,
             audit=self.audit,
-            clock=clock,
             host=host,
         )
         self.sweep = Sweep(

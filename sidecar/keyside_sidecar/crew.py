@@ -25,7 +25,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from keyside_sidecar.handover import Channel, HandoverError, make_channels
+from keyside_sidecar.handover import Channel, HandoverError, discard, make_channels
 from keyside_sidecar.log import event
 from keyside_sidecar.pam.errand import Errand
 
@@ -344,11 +344,11 @@ class Crew:
 
     def _take(self, member: Member, packet: Packet) -> bool:
         member.silent_checks = 0
-        if self._on_pam is not None and self._take_pam(packet, self._on_pam):
+        if self._on_pam is not None and self._take_pam(member, packet, self._on_pam):
             return True
         for descriptor in packet.descriptors:  # with nothing else has a worker any to give
-            os.close(descriptor)
-        match packet.fields:
+            discard(descriptor)
+        match {} if packet.descriptors else packet.fields:
             case {"closed": int(number)}:
                 self._ledger.remove(number, worker=member.index)
             case {"alive": True}:
@@ -362,8 +362,14 @@ class Crew:
                 return False
         return True
 
-    def _take_pam(self, packet: Packet, on_pam: Callable[[Errand, socket.socket], None]) -> bool:
-        """Pass on what a worker wants asked of PAM; return whether it is that."""
+    def _take_pam(
+        self, member: Member, packet: Packet, on_pam: Callable[[Errand, socket.socket], None]
+    ) -> bool:
+        """Pass on what a worker wants asked of PAM; return whether it is that.
+
+        Passwords only of those who are connected to that worker: one that has been taken over can't
+        try those of others. Who has gone away meanwhile gets no answer.
+        """
         match packet.fields:
             case {
                 "pam": int(),
@@ -373,7 +379,10 @@ class Crew:
             } if not others and type(uid) is int and 0 <= uid <= _MAX_UID:
                 end = _as_stream(packet.descriptors)
                 if end is not None:
-                    on_pam(Errand(uid, purpose), end)
+                    if purpose == "account" or self._ledger.serves(uid, member.index):
+                        on_pam(Errand(uid, purpose), end)
+                    else:
+                        end.close()
                     return True
         return False
 

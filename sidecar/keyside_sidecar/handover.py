@@ -20,9 +20,11 @@ ends the worker, whichever side sees it.
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import socket
+import struct
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,6 +33,22 @@ from keyside_sidecar.errors import SidecarError
 _MAX_PACKET_BYTES: Final = 128 * 1024
 _MAX_DESCRIPTORS: Final = 2
 _INT: Final = array.array("i")
+
+
+def discard(descriptor: int) -> None:
+    """Close a descriptor that somebody else has sent, whatever it is, without waiting.
+
+    Closing a TCP socket that has something to send and lingers waits for as long as its owner has
+    said.
+    """
+    try:
+        end = socket.socket(fileno=descriptor)
+    except OSError:
+        os.close(descriptor)  # no socket
+        return
+    with contextlib.suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    end.close()
 
 
 class HandoverError(SidecarError):
@@ -97,7 +115,7 @@ class Channel:
                 raise HandoverError("a packet is no JSON object")  # noqa: TRY301
         except (ValueError, RecursionError, HandoverError) as error:
             for descriptor in descriptors:
-                os.close(descriptor)
+                discard(descriptor)
             raise HandoverError(f"a packet can't be used: {error}") from None
         return Packet(fields, tuple(descriptors))
 

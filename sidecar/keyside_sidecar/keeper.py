@@ -22,7 +22,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from keyside_sidecar.handover import Channel, HandoverError, make_channels
+from keyside_sidecar.handover import Channel, HandoverError, discard, make_channels
 from keyside_sidecar.log import event
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class Keeper:
             self._loop.unwatch(self._channel.fileno())  # SIGCHLD says the rest
             return
         for descriptor in packet.descriptors:  # it has none to give
-            os.close(descriptor)
+            discard(descriptor)
         self._silent_checks = 0
         match packet.fields:
             case {"alive": True}:

@@ -241,6 +241,7 @@ SHOWN_ELSEWHERE = {
     "TOO_MANY_CALLS": "test_limits.py",
     "PEER_NOT_UNIX": "tests/unit/test_peer_credential.py: no such peer can reach a Unix socket",
     "LOGIN_OF_ANOTHER": "test_elevation.py",
+    "TOO_OFTEN": "test_elevation.py",
     "CREDENTIAL_REFUSED": "test_elevation.py",
     "GRANT_ENDED": "test_elevation.py",
     "GRANT_SCOPE": "test_elevation.py",

@@ -442,6 +442,50 @@ def test_i9_a_locked_account_and_one_that_left_the_group_lose_their_grants(
     assert place.open(sidecar, envelope, credential).reason == "GRANT_ENDED"
 
 
+def test_a_grant_that_is_over_uses_up_nothing_of_the_key(place: Town, sidecar: Sidecar) -> None:
+    """Encrypting, which has no envelope to look at, is refused before it is counted."""
+    before = usage_of(place, sidecar)
+    access_id, credential = place.granted(sidecar)
+    place.do(sidecar, "alice", "RevokeAccess", access_id)
+    request = encryption_pb2.EncryptRequest(key=KEY, plaintext=bytes(1000))
+    for _ in range(90):
+        answer = place.caller(sidecar, "alice").call(
+            ENCRYPTION + "Encrypt", request, metadata=[("keyside-credential", credential)]
+        )
+        assert answer.reason in {"GRANT_ENDED", "TOO_OFTEN"}
+    time.sleep(0.5)
+    assert usage_of(place, sidecar) - before < 64 * 1000, "what one worker reserves at once"
+
+
+def usage_of(place: Town, sidecar: Sidecar) -> int:
+    """Return how much plaintext is counted under the key's versions."""
+    request = keys_pb2.GetKeyRequest(name=KEY)
+    answer = place.caller(sidecar, "olga").call("/keyside.v1.KeyService/GetKey", request)
+    versions = answer.parse(keys_pb2.GetKeyResponse).versions
+    return sum(version.usage.plaintext_bytes for version in versions)
+
+
+def test_an_approver_whose_account_is_locked_counts_no_longer(
+    place: Town, sidecar: Sidecar
+) -> None:
+    """Whoever locks an account that was taken over undoes what it has approved."""
+    access_id = place.approved(sidecar)
+    place.people.lock("carol")
+    try:
+        time.sleep(0.6)  # membership_ttl
+        assert place.do(sidecar, "alice", "ActivateAccess", access_id).reason == (
+            "ACCESS_APPROVALS_LOST"
+        )
+        found = place.show(sidecar, access_id)
+        assert found.state == pb.ACCESS_STATE_PENDING
+        assert [one.struck for one in found.levels[1].approvals] == ["the account is locked", ""]
+    finally:
+        place.people.unlock("carol")
+    assert place.do(sidecar, "erin", "ApproveAccess", access_id).code == "OK"
+    assert place.do(sidecar, "alice", "ActivateAccess", access_id).code == "OK"
+    place.do(sidecar, "alice", "RevokeAccess", access_id)
+
+
 def test_i8_each_step_is_in_the_log_before_and_after(place: Town, sidecar: Sidecar) -> None:
     """Intent and outcome of every action, with one request id; and the end."""
     envelope = place.seal(sidecar)
@@ -483,3 +527,14 @@ def test_a_request_without_a_password_is_refused(place: Town, sidecar: Sidecar) 
     assert "wait" in limited.remedy
     assert place.ask(sidecar).code == "OK", "nobody else has to"
     eventually(lambda: place.ask(sidecar, "erin"), lambda answer: answer.code == "OK", 30)
+
+
+def test_who_asks_too_much_is_refused_before_it_is_recorded(place: Town, sidecar: Sidecar) -> None:
+    """Two lines for each, however little comes of it, would fill the disk."""
+    outcomes = [place.do(sidecar, "erin", "CancelAccess", "ar-aaaaaaaaaaaa") for _ in range(150)]
+    refused = [answer for answer in outcomes if answer.reason == "TOO_OFTEN"]
+    assert len(refused) > 20
+    assert {answer.reason for answer in outcomes} == {"ACCESS_NOT_FOUND", "TOO_OFTEN"}
+    for person, rpc in (("alice", "CancelAccess"), ("erin", "RevokeAccess")):
+        answer = place.do(sidecar, person, rpc, "ar-aaaaaaaaaaaa")
+        assert answer.reason == "ACCESS_NOT_FOUND", "nobody else, and nothing else"

@@ -143,7 +143,8 @@ def check_ends_in_time(place: Town, sidecars: list[Sidecar]) -> None:
         assert late == [], (how, began)
         after = [answer for answer in load.answers if answer.started_s > ended_s + LATE_S]
         assert after
-        assert {answer.reason for answer in after} == {"GRANT_ENDED"}
+        assert "GRANT_ENDED" in {answer.reason for answer in after}
+        assert {answer.reason for answer in after} <= {"GRANT_ENDED", "TOO_OFTEN"}
         found = place.show(sidecars[0], access_id)
         assert found.end_reason == how.upper()
         assert found.used == len(load.served())
@@ -249,7 +250,9 @@ def test_i10_a_store_put_back_is_refused_until_that_is_accepted_on_the_record(
         for one in (access_id, pending):
             assert place.show(sidecar, one).end_reason == "STORE_ROLLED_BACK"
         accepted = read_events(place, sidecar, "store.rollback_accepted")
-        assert [record.get("phase") for record in accepted][:2] == ["intent", "outcome"]
+        phases = [record["phase"] for record in accepted]
+        assert phases[0] == "intent"
+        assert phases.count("outcome") == phases.count("intent") == 2, "each worker's"
         sidecar.stop()
         sidecar.start()  # once is enough
 

@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 
 def main(service: str, uid: int) -> None:
-    loop, children = Loop(), Children()
+    loop, children, ledger = Loop(), Children(), Ledger(1, 1)
     ended: list[int] = []
     desk = Desk(loop, children, service=service, timeout_s=60)
     crew = Crew(
         loop,
         children,
-        Ledger(1, 1),
+        ledger,
         on_ready=lambda _member: None,
         on_room=lambda: None,
         on_ended=lambda _member, code: ended.append(code),
         on_pam=desk.take,
     )
-    crew.fork(lambda channel: work(channel, uid))
+    ledger.add(uid, crew.fork(lambda channel: work(channel, uid)).index)
     while not ended:
         loop.after(0.01, lambda: None)
         loop.turn()

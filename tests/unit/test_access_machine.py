@@ -463,6 +463,7 @@ def test_a_key_that_is_not_configured_can_not_be_asked_for(scene: Scene) -> None
         ("max_uses", 1_000_001),
         ("context", {"": "x"}),
         ("context", {"name": "x" * 1025}),
+        ("context", {f"name-{number}": "x" * 1024 for number in range(9)}),
         ("context", {"name": "\ud800"}),
     ],
 )

@@ -426,8 +426,9 @@ def _break(broken: dict[str, Any], found: AccessRequest, _moment: Moment) -> Acc
 
 def _use_up(where: Any, credential: str, started: Any, reports: Connection) -> None:
     store = _open(where)
-    grant = store.access.find_by_credential(hash_credential(credential))
-    set_clock(store, grant)
+    found = store.access.find_by_credential(hash_credential(credential))
+    assert found is not None
+    set_clock(store, found[0])
     started.wait()
     allowed = 0
     try:

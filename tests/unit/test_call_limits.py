@@ -1,4 +1,4 @@
-"""Calls in flight, and looks for versions that do not exist."""
+"""Calls in flight, and how much one account may ask for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import Refused
-from keyside_sidecar.rpc.calls import CallLimits
-from keyside_sidecar.rpc.lookups import LookupLimit
+from keyside_sidecar.rpc.allowance import Allowance
+from keyside_sidecar.rpc.calls import CallLimits, Slot
 
 
 class StoppedClock:
@@ -50,28 +50,41 @@ def test_the_limit_in_all_holds_across_uids() -> None:
     limits.enter(3)
 
 
+def test_a_place_is_kept_as_long_as_somebody_holds_it() -> None:
+    """A call that is broken off at once keeps its place until its work is done."""
+    limits = CallLimits(max_calls=1, max_calls_per_uid=1)
+    limits.enter(1)
+    slot = Slot(limits, 1)
+    slot.hold()
+    slot.leave()
+    with pytest.raises(Refused):
+        limits.enter(1)
+    slot.leave()
+    limits.enter(1)
+
+
 def test_looks_that_find_nothing_run_out_and_come_back_with_time() -> None:
     """A stranger's guesses are limited per uid; another uid is not affected."""
     clock = StoppedClock()
-    limit = LookupLimit(clock)
+    limit = Allowance(clock, burst=100, per_second=10)
     spent = 0
-    while limit.may_look(1):
+    while limit.has_some(1):
         limit.charge(1)
         spent += 1
     assert spent == 100
-    assert limit.may_look(2)
+    assert limit.has_some(2)
     clock.at_s += 0.5
-    assert limit.may_look(1)
+    assert limit.has_some(1)
     clock.at_s += 1000
     for _ in range(100):
-        assert limit.may_look(1)
+        assert limit.has_some(1)
         limit.charge(1)
 
 
 def test_the_table_of_looks_is_bounded() -> None:
     """Uids whose bucket is full again are forgotten."""
     clock = StoppedClock()
-    limit = LookupLimit(clock)
+    limit = Allowance(clock, burst=100, per_second=10)
     for uid in range(5000):
         limit.charge(uid)
         clock.at_s += 0.2

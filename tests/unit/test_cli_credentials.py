@@ -294,6 +294,18 @@ def test_an_expired_credential_is_removed(double: Double, runtime: Path) -> None
     assert not kept.exists()
 
 
+def test_a_credential_is_not_removed_unless_its_request_has_ended(
+    double: Double, runtime: Path
+) -> None:
+    """It is the only copy: one refusal, on a host whose clock is off, must not cost it."""
+    kept = keep(double, runtime / "keyside" / "credentials")
+    double.access[ID] = make_request(state=access_pb2.ACCESS_STATE_ACTIVE)
+    over = Failure(grpc.StatusCode.PERMISSION_DENIED, "over", reason="GRANT_ENDED")
+    double.failures = [over]
+    assert go(double, runtime, "decrypt", stdin=ENVELOPE).returncode == 77
+    assert kept.exists()
+
+
 def test_a_credential_whose_grant_has_ended_is_removed_and_the_next_tried(
     double: Double, runtime: Path
 ) -> None:
@@ -301,9 +313,10 @@ def test_a_credential_whose_grant_has_ended_is_removed_and_the_next_tried(
     ended = keep(double, folder, lasts=timedelta(hours=2))
     narrow = keep(double, folder, OTHER_ID, credential=OTHER_CREDENTIAL)
     denied = grpc.StatusCode.PERMISSION_DENIED
+    double.access[ID] = make_request(state=access_pb2.ACCESS_STATE_ENDED)
     double.failures = [Failure(denied, "over", reason="GRANT_ENDED")]
     assert go(double, runtime, "decrypt", stdin=ENVELOPE).stdout == b"opened"
-    assert double.credentials == [CREDENTIAL, OTHER_CREDENTIAL]
+    assert double.credentials == [CREDENTIAL, None, OTHER_CREDENTIAL]
     assert (ended.exists(), narrow.exists()) == (False, True)
     double.failures = [Failure(denied, "not this", reason="GRANT_SCOPE")]
     finished = go(double, runtime, "decrypt", stdin=ENVELOPE)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import struct
 import time
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from keyside_sidecar import crew as crew_module
 from keyside_sidecar.admission import Ledger
 from keyside_sidecar.children import Children
 from keyside_sidecar.crew import Arrival, Crew, Member
+from keyside_sidecar.handover import discard
 from keyside_sidecar.loop import Loop
 from keyside_sidecar.pam.errand import Errand
 from keyside_sidecar.peer.credential import PeerCredential
@@ -227,11 +230,38 @@ def test_a_worker_may_ask_for_a_person(watch: Maker) -> None:  # type: ignore[va
     """What it wants goes to whoever has the helpers, with the socket."""
     watched = watch(ask_pam("stream"))  # type: ignore[misc]
     before = len(os.listdir("/proc/self/fd"))
-    watched.fork()
+    watched.ledger.add(1000, watched.fork().index)
     watched.turn_until(lambda: bool(watched.errands))
     assert watched.errands == [Errand(1000, "authenticate")]
     assert not watched.ended
     assert len(os.listdir("/proc/self/fd")) == before + 1, "the worker's channel"
+
+
+def test_a_worker_may_not_try_the_passwords_of_others(watch: Maker) -> None:  # type: ignore[valid-type]
+    """One that was taken over, of an account that is not connected to it: nobody is asked."""
+    watched = watch(ask_pam("stream"))  # type: ignore[misc]
+    member = watched.fork()
+    watched.ledger.add(1000, member.index + 1)
+    watched.ledger.add(1001, member.index)
+    deadline = time.monotonic() + 1
+    watched.turn_until(lambda: time.monotonic() > deadline)
+    assert watched.errands == []
+    assert not watched.ended
+
+
+def test_what_lingers_does_not_hold_up_the_supervisor() -> None:
+    """Closing a TCP socket that has something to send waits as long as its owner has said."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        sent = socket.create_connection(server.getsockname())
+        sent.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+        sent.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent.send(bytes(1 << 16))
+        began = time.monotonic()
+        discard(sent.detach())
+        assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(

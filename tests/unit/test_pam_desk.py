@@ -212,21 +212,24 @@ def read_everywhere(name: str) -> bytes:
 
 
 class Worker:
-    """A crew of one that asks; the desk is the one of a scene."""
+    """A crew of one that asks, and to which some uids are connected; the desk is a scene's."""
 
-    def __init__(self, scene: Scene, ask: Callable[[Authenticator], Any]) -> None:
+    def __init__(self, scene: Scene, ask: Callable[[Authenticator], Any], *connected: int) -> None:
         self.ended: list[int] = []
         self._reader, self._writer = os.pipe()
+        ledger = Ledger(len(connected) + 1, 1)
         self.crew = Crew(
             scene.loop,
             scene.children,
-            Ledger(1, 1),
+            ledger,
             on_ready=lambda _member: None,
             on_room=lambda: None,
             on_ended=lambda _member, code: self.ended.append(code),
             on_pam=scene.desk.take,
         )
-        self.crew.fork(lambda channel: self._work(channel, ask))
+        member = self.crew.fork(lambda channel: self._work(channel, ask))
+        for uid in connected:
+            ledger.add(uid, member.index)
         scene.turn_until(lambda: bool(self.ended))
 
     def _work(self, channel: Channel, ask: Callable[[Authenticator], Any]) -> int:
@@ -276,7 +279,7 @@ def test_a_worker_learns_how_each_authentication_ended(people: People, unix: str
         return [*together[:3], *set(together[3:]), *rest, *wrong]
 
     with made_scene(unix, clock=Clock()) as scene:
-        results = Worker(scene, ask).result()
+        results = Worker(scene, ask, ann, bob).result()
     assert results == [
         ["ok", 0],
         ["denied", 0],

@@ -76,9 +76,13 @@ def test_many_uids_do_not_fill_the_memory_nor_set_anybody_free(
         counted.note_failure(UID)
     for uid in range(100):
         clock.now_s += 0.1
-        counted.note_failure(uid)
+        if not counted.wait_s(uid):
+            counted.note_failure(uid)
     assert len(counted._failures) == 10
-    assert counted.wait_s(UID) > 0, "who waits longest is forgotten last"
+    assert counted.wait_s(UID) > 0, "nobody is forgotten for others"
+    assert counted.wait_s(99) == 5, "while so many have failed, others have to wait"
+    clock.now_s += 3600
+    assert counted.wait_s(99) == 0
 
 
 @pytest.mark.parametrize(

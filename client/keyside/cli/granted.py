@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
+from keyside.access_facts import AccessState
 from keyside.address import choose_socket
 from keyside.cli import exits
 from keyside.cli.credential_files import StoredCredential, find_credentials, read_credential_file
 from keyside.cli.exits import CommandError
 from keyside.cli.text import escape
-from keyside.errors import EnvelopeRejected, NotPermitted
+from keyside.errors import EnvelopeRejected, KeysideError, NotPermitted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ _Answer = TypeVar("_Answer")
 
 # The store's clock decides; this host's may be ahead of it.
 _CLOCK_LEEWAY: Final = timedelta(minutes=1)
+_OVER: Final = frozenset({AccessState.CLOSING, AccessState.ENDED})
 
 credential_file_option = click.option(
     "--credential-file",
@@ -70,12 +72,21 @@ def call_granted(
         except NotPermitted as error:
             if error.reason not in {"GRANT_ENDED", "GRANT_SCOPE", "CREDENTIAL_REFUSED"}:
                 raise
-            if error.reason == "GRANT_ENDED":
+            if error.reason == "GRANT_ENDED" and _is_over(connection, one):
                 one.remove()
             refused = error
     if refused is not None:
         raise refused
     return call(None)
+
+
+def _is_over(connection: Connection, stored: StoredCredential) -> bool:
+    """Ask once more before the only copy of a credential is removed."""
+    try:
+        with connection.open() as client:
+            return client.get_access(stored.id).request.state in _OVER
+    except KeysideError:
+        return False
 
 
 def key_of_envelope(envelope: bytes) -> str | None:

@@ -19,9 +19,9 @@
 
 * Levels are in order: the first that lacks an approval is asked, no other. One person counts once,
   at whatever level; whoever asked counts nowhere, nor do their other accounts. Somebody's approval
-  counts for as long as they are in the group that they gave it for, until the grant begins: it is
-  looked at again with every decision and at activation, and struck (kept, with the reason) where
-  they have left. Then the request is PENDING at that level again.
+  counts for as long as they are in the group that they gave it for and their account is in order,
+  until the grant begins: it is looked at again with every approval and at activation, and struck
+  (kept, with the reason) otherwise. Then the request is PENDING at that level again.
 * An approver of *any* level may deny, before their turn and after it, until the grant begins: who
   knows already that it must not be needn't wait for others to say yes. From then on it is revoked.
 * A deadline has passed when either the store's wall clock or its observed time says so: a clock
@@ -384,13 +384,17 @@ def _look(request: AccessRequest, moment: Moment, facts: Facts) -> None:
 
 
 def _strike(request: AccessRequest, facts: Facts) -> AccessRequest:
-    """Return the request without what has been approved by those who have left the group."""
+    """Return the request without what has been approved by those who have fallen since.
+
+    They have left the group, or their account is locked: whoever locks an account that has been
+    taken over undoes what it has approved.
+    """
     kept = request
     for index, level in enumerate(request.levels):
         approvals = tuple(
-            replace(approval, struck=f"no longer in {level.group}")
-            if not approval.struck and level.gid not in facts.require_gids(approval.person.uid)
-            else approval
+            approval
+            if approval.struck
+            else replace(approval, struck=_find_fault(level, approval.person.uid, facts))
             for approval in level.approvals
         )
         if approvals != level.approvals:
@@ -405,6 +409,12 @@ def _strike(request: AccessRequest, facts: Facts) -> AccessRequest:
         # It has as long to be decided again as it had to be activated.
         decide_by_us=request.activate_by_us or request.decide_by_us,
     )
+
+
+def _find_fault(level: AccessLevel, uid: int, facts: Facts) -> str:
+    if level.gid not in facts.require_gids(uid):
+        return f"no longer in {level.group}"
+    return "the account is locked" if uid in facts.locked_uids else ""
 
 
 def _with_level(request: AccessRequest, index: int, level: AccessLevel) -> AccessRequest:

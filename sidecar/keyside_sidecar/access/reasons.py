@@ -104,6 +104,11 @@ class Reason(enum.Enum):
         "wait for some of them to finish; see max_calls_per_uid and max_calls",
     )
 
+    TOO_OFTEN = (
+        "this account has asked for too much lately, or too often in vain",
+        "wait a while, then try again",
+    )
+
     @property
     def text(self) -> str:
         """What the caller is told."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Final
 
 from keyside.envelope.context import encode_context
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 MOST_TEXT: Final = 1000
 MOST_TICKET: Final = 128
 MOST_RANGES: Final = 32
+MOST_CONTEXT: Final = 8_192
 SHORTEST_US: Final = 1_000_000
 _MOST_VERSION: Final = 2**32 - 1
 
@@ -47,6 +49,12 @@ def check_wish(wish: AccessWish, elevation: ElevationPolicy) -> None:
         encode_context(wish.context)
     except InvalidArgument as error:
         raise BadRequest("context", str(error), reason=error.reason) from None
+    if len(json.dumps(dict(wish.context))) > MOST_CONTEXT:
+        raise BadRequest(
+            "context",
+            f"is longer than {MOST_CONTEXT} characters of ASCII JSON: what is asked must fit a "
+            "record of the audit log",
+        )
 
 
 def check_text(field: str, text: str, most: int = MOST_TEXT, *, required: bool = False) -> None:

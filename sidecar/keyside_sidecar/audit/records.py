@@ -77,6 +77,7 @@ OWN_EVENTS: Final = frozenset(
 )
 
 _MAX_TEXT: Final = 2_000
+_LEFT_OUT: Final = "too long: left out"
 _MAX_ITEMS: Final = 200
 _MAX_DEPTH: Final = 4
 # A record that is shorter can't hold a text or a list that is too long.
@@ -145,10 +146,18 @@ def _take_text(fields: dict[str, object], name: str, otherwise: str) -> str:
 
 
 def _shorten(fields: dict[str, object], text: str) -> str:
-    text = encode_json(_make_plain(fields))
+    fields = _make_plain(fields)
+    text = encode_json(fields)
+    details = fields.get("details")
+    # The longest goes first, so that what a person asks for, or why, is not lost for it.
+    while len(text) > MAX_BODY_BYTES - _SURELY_SHORT and isinstance(details, dict) and details:
+        longest = max(details, key=lambda name: len(encode_json(details[name])))
+        if details[longest] == _LEFT_OUT:
+            break
+        details[longest] = _LEFT_OUT
+        text = encode_json(fields)
     if len(text) > MAX_BODY_BYTES - _SURELY_SHORT:
-        fields = {name: value for name, value in fields.items() if name != "context"}
-        text = encode_json(_make_plain({**fields, "details": {"why": "too long: left out"}}))
+        text = encode_json({name: value for name, value in fields.items() if name != "context"})
     return text
 
 

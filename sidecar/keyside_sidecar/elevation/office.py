@@ -18,30 +18,27 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from keyside_sidecar.access import elevation, grants
 from keyside_sidecar.access.credential import hash_credential, make_access_id, make_credential
 from keyside_sidecar.access.facts import Facts, uids_to_check
-from keyside_sidecar.access.policy import Operation
+from keyside_sidecar.access.policy import Operation, Subject
 from keyside_sidecar.access.reasons import Reason
-from keyside_sidecar.access.requests import (
-    AccessState,
-    Actor,
-    Moment,
-)
+from keyside_sidecar.access.requests import AccessState, Actor
 from keyside_sidecar.errors import AccessFactsMissing, AccessRefused, AuditUnavailable, Refused
 from keyside_sidecar.log import event
-from keyside_sidecar.store.records import from_microseconds, to_microseconds
+from keyside_sidecar.store.records import from_microseconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from keyside_sidecar.access.policy import Policy, Subject
+    from keyside.names import KeyName
+    from keyside_sidecar.access.policy import Policy
     from keyside_sidecar.access.requests import (
         AccessId,
         AccessItem,
         AccessRequest,
         AccessWish,
         EndReason,
+        Moment,
     )
     from keyside_sidecar.audit.sender import AuditSender
-    from keyside_sidecar.clock import Clock
     from keyside_sidecar.elevation.standing import Standing
     from keyside_sidecar.keys import Keyring
     from keyside_sidecar.store.access_rows import AccessUse
@@ -64,6 +61,7 @@ class PendingUse:
         credential_hash: 32 bytes.
         holder: Who uses it.
         found: The grant as it was when its credential was looked up.
+        moment: When that was, by the store's clock.
         facts: Who is in which group.
     """
 
@@ -71,6 +69,7 @@ class PendingUse:
     credential_hash: bytes
     holder: Actor
     found: AccessRequest
+    moment: Moment
     facts: Facts
 
 
@@ -82,7 +81,6 @@ class AccessOffice:
         keyring: The way to the store, and what rolls keys over.
         standing: Knows people's groups and accounts.
         audit: The way to the audit log.
-        clock: Tells the time, where the store does not.
         host: This host, as requests name it.
     """
 
@@ -93,14 +91,12 @@ class AccessOffice:
         keyring: Keyring,
         standing: Standing,
         audit: AuditSender,
-        clock: Clock,
         host: str,
     ) -> None:
         self._policy = policy
         self._keyring = keyring
         self._standing = standing
         self._audit = audit
-        self._clock = clock
         self._host = host
 
     # -- what people ask for ------------------------------------------------------------------
@@ -121,6 +117,7 @@ class AccessOffice:
             AccessRefused: Too many are open already.
             StoreError: The store is away, or fails its checks; nothing was written.
         """
+        await self._refuse_operators(requester.subject)
         facts = self._facts({requester.subject.uid: requester.subject.gids})
         access_id = make_access_id(os.urandom(8))
 
@@ -153,7 +150,7 @@ class AccessOffice:
             Refused: As for :meth:`approve`.
             StoreError: As for :meth:`approve`.
         """
-        return await self._decide(
+        return await self._end(
             access_id,
             approver,
             lambda facts, request, moment: elevation.deny(request, moment, facts, approver, reason),
@@ -167,7 +164,7 @@ class AccessOffice:
             Refused: As for :meth:`approve`.
             StoreError: As for :meth:`approve`.
         """
-        return await self._decide(
+        return await self._end(
             access_id,
             requester,
             lambda facts, request, moment: elevation.cancel(request, moment, facts, requester),
@@ -182,6 +179,7 @@ class AccessOffice:
             Refused: As for :meth:`approve`.
             StoreError: As for :meth:`approve`.
         """
+        await self._refuse_operators(requester.subject)
         credential = make_credential(os.urandom(32))
         hashed = hash_credential(credential)
         changed = await self._decide(
@@ -190,7 +188,6 @@ class AccessOffice:
             lambda facts, request, moment: elevation.activate(
                 request, moment, facts, requester, hashed
             ),
-            with_accounts=True,
         )
         return changed, credential
 
@@ -202,7 +199,7 @@ class AccessOffice:
             Refused: As for :meth:`approve`.
             StoreError: As for :meth:`approve`.
         """
-        return await self._decide(
+        return await self._end(
             access_id,
             revoker,
             lambda facts, request, moment: elevation.revoke(
@@ -274,15 +271,13 @@ class AccessOffice:
             raise Refused(reason)
         hashed = hash_credential(text)
         book = self._keyring.store.access
-        found = await self._keyring.look(partial(book.find_by_credential, hashed))
-        if found is None or found.requester.uid != subject.uid:
+        answer = await self._keyring.look(partial(book.find_by_credential, hashed))
+        if answer is None or answer[0].requester.uid != subject.uid:
             raise Refused(Reason.CREDENTIAL_REFUSED)
-        uids = uids_to_check(found)
-        gids = {**await self._standing.read_groups(uids - {subject.uid}), subject.uid: subject.gids}
+        found, moment = answer
         fallen = await self._standing.find_fallen([subject.uid])
-        return PendingUse(
-            found.id, hashed, Actor(subject, account), found, self._facts(gids, fallen)
-        )
+        facts = self._facts({subject.uid: subject.gids}, fallen)
+        return PendingUse(found.id, hashed, Actor(subject, account), found, moment, facts)
 
     def check(self, use: PendingUse, item: AccessItem) -> None:
         """Refuse a use that the grant, as it was found, does not cover: before anything is opened.
@@ -300,10 +295,11 @@ class AccessOffice:
         Raises:
             AccessRefused: It covers nothing any more.
         """
-        moment = Moment(
-            to_microseconds(self._clock.now()), round(self._keyring.observed_s() * 1_000_000)
-        )
-        return grants.judge(use.found, moment, use.facts, use.holder, items)
+        return grants.judge(use.found, use.moment, use.facts, use.holder, items)
+
+    def current_version(self, key: KeyName) -> int:
+        """Return the number of the version that seals; 0 where it is not in memory."""
+        return self._keyring.current_number(key) or 0
 
     async def spend(self, use: PendingUse, item: AccessItem) -> None:
         """Count a use in the store; it may be answered only after this (I9).
@@ -388,10 +384,8 @@ class AccessOffice:
         access_id: AccessId,
         actor: Actor,
         decide: Callable[[Facts, AccessRequest, Moment], AccessRequest],
-        *,
-        with_accounts: bool = False,
     ) -> AccessRequest:
-        book = self._keyring.store.access
+        """Decide with what there is to know about all whose approval counts."""
         uids: frozenset[int] = frozenset()
         for last in (*[False] * (_TRIES - 1), True):
             found = await self.find(access_id)
@@ -399,23 +393,63 @@ class AccessOffice:
                 uids = uids_to_check(found) | uids
             own = actor.subject
             gids = {**await self._standing.read_groups(uids - {own.uid}), own.uid: own.gids}
-            fallen = await self._standing.find_fallen(uids) if with_accounts else frozenset()
-            facts = self._facts(gids, fallen)
+            fallen = await self._standing.find_fallen(uids)
             try:
-                return await self._change(
-                    partial(book.change, access_id, partial(decide, facts)), found
-                )
+                return await self._turn(access_id, decide, self._facts(gids, fallen), found)
             except AccessFactsMissing as error:
                 if last:
                     raise
                 uids |= frozenset(error.uids)
         raise AssertionError("the last try returns or raises")
 
+    async def _end(
+        self,
+        access_id: AccessId,
+        actor: Actor,
+        decide: Callable[[Facts, AccessRequest, Moment], AccessRequest],
+    ) -> AccessRequest:
+        """Take something away: that waits for no name service, and for nobody else's changes."""
+        found = await self.find(access_id)
+        facts = self._facts({actor.subject.uid: actor.subject.gids})
+        return await self._turn(access_id, decide, facts, found, urgent=True)
+
+    async def _turn(
+        self,
+        access_id: AccessId,
+        decide: Callable[[Facts, AccessRequest, Moment], AccessRequest],
+        facts: Facts,
+        found: AccessRequest | None,
+        *,
+        urgent: bool = False,
+    ) -> AccessRequest:
+        book = self._keyring.store.access
+        call = partial(book.change, access_id, partial(decide, facts))
+        return await self._change(call, found, urgent=urgent)
+
+    async def _refuse_operators(self, subject: Subject) -> None:
+        """Refuse a person who is an operator by another account of theirs.
+
+        Raises:
+            Refused: They are, or that can't be known now.
+        """
+        settings = self._policy.elevation
+        if settings is None:
+            return
+        person = settings.person_of(subject.uid)
+        others = [uid for uid, name in settings.people.items() if name == person]
+        for uid, gids in (await self._standing.read_groups(others)).items():
+            if self._policy.operators.include(Subject(uid, gids)):
+                raise Refused(Reason.OPERATOR_MAY_NOT_USE_KEYS)
+
     async def _change(
-        self, call: Callable[[], ChangedAccess], found: AccessRequest | None = None
+        self,
+        call: Callable[[], ChangedAccess],
+        found: AccessRequest | None = None,
+        *,
+        urgent: bool = False,
     ) -> AccessRequest:
         try:
-            return (await self._keyring.change(call)).after
+            return (await self._keyring.change(call, urgent=urgent)).after
         except AccessRefused as error:
             if error.after is not None:
                 await self.tell(found, error.after)

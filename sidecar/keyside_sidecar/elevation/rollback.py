@@ -36,7 +36,8 @@ async def check_store_age(
         keyring: Has the store, and has not been started.
         audit: Knows what the log has seen.
         office: Ends requests and grants.
-        accept: An operator has said that the store is to be used as it is.
+        accept: An operator has said that the store is to be used as it is. All requests and grants
+            end then, also where the log sees nothing wrong: a new host's log has seen nothing yet.
 
     Raises:
         StartupError: It is refused; says what to do.
@@ -44,19 +45,19 @@ async def check_store_age(
         StoreError: The store is away, or fails its checks.
     """
     await audit.wait_attached(_ATTACH_S)
-    if audit.anchor is None:
-        return
-    logged_id, logged = audit.anchor
     meta = await keyring.look(keyring.store.read_meta)
     store_id = meta.store_id.hex()
-    if store_id == logged_id and meta.generation >= logged:
+    logged_id, logged = audit.anchor or (store_id, 0)
+    is_sound = store_id == logged_id and meta.generation >= logged
+    if is_sound and not accept:
         return
     what = (
-        f"the store is at generation {meta.generation}, and its audit log has seen {logged}: an "
-        "older copy was put back"
-        if store_id == logged_id
-        else "the store is not the one that the audit log is about"
+        "the store is not the one that the audit log is about"
+        if store_id != logged_id
+        else f"the store is at generation {meta.generation}, and its audit log has seen {logged}"
     )
+    if store_id == logged_id and not is_sound:
+        what += ": an older copy was put back"
     if not accept:
         raise StartupError(
             what,

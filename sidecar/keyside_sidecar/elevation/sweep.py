@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _TURN_S: Final = 0.5
+_LAST_TURN_S: Final = 0.5
 
 
 class Sweep:
@@ -62,13 +64,24 @@ class Sweep:
         """Take turns for ever; what fails is tried again in the next."""
         while True:
             try:
-                await self.turn()
+                await self._take_turn()
                 self._said = None
             except SidecarError as error:
                 self._say(str(error))
             except Exception:  # noqa: BLE001  (a mistake here must not end the sweep)
                 _log.exception("looking after grants failed; it goes on")
             await asyncio.sleep(_TURN_S * random.uniform(0.75, 1.25))  # noqa: S311
+
+    async def _take_turn(self) -> None:
+        """Take a turn whole: what it has ended is recorded even if the sidecar ends meanwhile."""
+        turn = asyncio.create_task(self.turn())
+        try:
+            await asyncio.shield(turn)
+        except asyncio.CancelledError:
+            with suppress(SidecarError, TimeoutError, asyncio.CancelledError):
+                async with asyncio.timeout(_LAST_TURN_S):
+                    await turn
+            raise
 
     async def turn(self) -> None:
         """End what is over, and roll over what is due.
@@ -107,16 +120,16 @@ class Sweep:
         def decide(request: AccessRequest, moment: Moment) -> AccessRequest:
             return elevation.review(request, moment, facts)
 
-        changes = await self._keyring.change(partial(self._keyring.store.access.review, decide))
+        review = partial(self._keyring.store.access.review, decide)
+        changes = await self._keyring.change(review, urgent=True)
         for change in changes:
             await self._office.tell(change.before, change.after)
 
     async def _close(self, request: AccessRequest) -> None:
         """Roll over what a grant that is over has opened, and close it."""
         if request.key in self._keyring.names:
-            number = self._keyring.current_number(request.key)
-            if number is None:
-                return
+            # The store's, not what is in memory: another sidecar may have rolled it over by now.
+            number = int((await self._keyring.describe(request.key)).current_number)
             if any(one.includes(number) for one in request.opened):
                 try:
                     version = await self._keyring.replace_current(request.key, number)

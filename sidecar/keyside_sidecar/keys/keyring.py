@@ -152,6 +152,7 @@ class Keyring:
         # Apart, so that a change that waits for another process's lock holds up no look-up, and a
         # record of what was used holds up no change.
         self._writer = StoreThreads("keyside-store-write", 1)
+        self._urgent_writer = StoreThreads("keyside-store-urgent", 1)
         self._recorder = StoreThreads("keyside-store-record", 1)
         self._listener = StoreThreads("keyside-store-listen", 1)
         # Its own too: who records much is not late with acknowledging.
@@ -229,8 +230,10 @@ class Keyring:
             await self._writer.run(self.store.close, timeout_s=_CLOSE_TIMEOUT_S)
         except StoreUnavailable as error:
             self._health.note(error)
-        mine = (self._readers, self._writer, self._recorder, self._listener, self._announcer)
-        for threads in mine:
+        for threads in (
+            *(self._readers, self._writer, self._urgent_writer),
+            *(self._recorder, self._listener, self._announcer),
+        ):
             threads.close()
 
     def rules(self, key: KeyName) -> KeyRules:
@@ -584,9 +587,16 @@ class Keyring:
                 material = held[info.number].material if may_open(info.state) else None
                 self._cache.replace(OpenedVersion(info, material))
 
-    async def change(self, call: Callable[[], T]) -> T:
-        """Run a changing call to the store on a thread; for the caretaker."""
-        return await self._run(self._writer, call, _CALL_TIMEOUT_S)
+    async def change(self, call: Callable[[], T], *, urgent: bool = False) -> T:
+        """Run a changing call to the store on a thread; for whoever else changes something there.
+
+        Args:
+            call: What to run.
+            urgent: It stands in no line behind this process's other changes: it takes something
+                away from somebody.
+        """
+        threads = self._urgent_writer if urgent else self._writer
+        return await self._run(threads, call, _CALL_TIMEOUT_S)
 
     async def record(self, call: Callable[[], T]) -> T:
         """Run a call on a thread that writes what is beside the keys; for the caretaker."""

@@ -269,9 +269,7 @@ class Meter:
 
     async def _fly(self, name: KeyName, account: _Account) -> bool:
         self._adapt(name, account)
-        messages = max(
-            1, max(account.block_messages, account.wanted_messages) - account.messages
-        )
+        messages = max(1, max(account.block_messages, account.wanted_messages) - account.messages)
         plaintext_bytes = max(
             0, max(account.block_bytes, account.wanted_bytes) - account.plaintext_bytes
         )

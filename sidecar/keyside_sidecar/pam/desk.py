@@ -158,7 +158,7 @@ class Desk:
         event(_log, logging.INFO, "authentication", uid=uid, outcome=verdict.outcome.value)
         if verdict.outcome is Outcome.OK:
             self._limits.note_success(uid)
-        else:
+        elif verdict.outcome is not Outcome.UNKNOWN_ACCOUNT:  # there is no password to be guessed
             self._limits.note_failure(uid)
 
     def _report(self, why: str, remedy: str) -> None:

@@ -18,7 +18,7 @@ FIRST_WAIT_S: Final = 5.0
 MAX_WAIT_S: Final = 900.0
 MEMORY_S: Final = 300.0
 MAX_UIDS: Final = 4096
-"""More uids than this aren't remembered: whose wait ends first is forgotten first."""
+"""More uids than this aren't remembered. While so many have failed lately, others have to wait."""
 
 _MAX_DOUBLINGS: Final = 10
 
@@ -53,16 +53,18 @@ class FailureLimits:
 
     def wait_s(self, uid: int) -> float:
         """Return in how many seconds ``uid`` may try again; 0 where it may now."""
-        failures = self._failures.get(uid)
-        return 0.0 if failures is None else max(0.0, failures.wait_until_s - self._clock())
+        failures, now_s = self._failures.get(uid), self._clock()
+        if failures is None:
+            if len(self._failures) >= MAX_UIDS:
+                self._forget(now_s)
+            return FIRST_WAIT_S if len(self._failures) >= MAX_UIDS else 0.0
+        return max(0.0, failures.wait_until_s - now_s)
 
     def note_failure(self, uid: int) -> None:
         """Count a failure."""
         now_s = self._clock()
         before = self._failures.pop(uid, None)
         count = before.count if before is not None and before.forgotten_at_s > now_s else 0
-        if len(self._failures) >= MAX_UIDS:
-            self._forget(now_s)
         self._failures[uid] = _Failures(count + 1, now_s)
 
     def note_success(self, uid: int) -> None:
@@ -70,7 +72,6 @@ class FailureLimits:
         self._failures.pop(uid, None)
 
     def _forget(self, now_s: float) -> None:
-        kept = {uid: each for uid, each in self._failures.items() if each.forgotten_at_s > now_s}
-        if len(kept) >= MAX_UIDS:
-            del kept[min(kept, key=lambda uid: kept[uid].forgotten_at_s)]
-        self._failures = kept
+        self._failures = {
+            uid: each for uid, each in self._failures.items() if each.forgotten_at_s > now_s
+        }

@@ -21,6 +21,8 @@ from keyside_sidecar.peer.libc import Libc, with_growing_buffer
 
 _SHADOW: Final = Path("/etc/shadow")
 _PASSWD: Final = Path("/etc/passwd")
+# What getspnam_r says where nothing was found, or may not be looked at.
+_NOT_FOUND: Final = frozenset({0, errno.ENOENT, errno.EACCES, errno.EPERM})
 _LOCK: Final = b"!"
 
 
@@ -69,9 +71,9 @@ def is_locked(name: bytes, *, shadow: Path = _SHADOW, passwd: Path = _PASSWD) ->
     locked, failure = _ask(name)
     if locked is not None:
         return locked
-    if not _is_local(name, passwd):
-        if failure in {0, errno.ENOENT, errno.EACCES, errno.EPERM}:
-            return False
+    if not _is_local(name, passwd) and failure in _NOT_FOUND:
+        return False
+    if failure not in _NOT_FOUND:
         raise OSError(failure, os.strerror(failure))
     try:
         with shadow.open("rb"):  # PermissionError where it may not be read

@@ -55,8 +55,8 @@ class AccessServicer:
         """
         assert call.key is not None  # noqa: S101  (the guard has read it from the request)
         wish = read_wish(request, call.key)
-        await self._office.authenticate(call.subject, request.password)
-        made = await self._office.request(self._actor(call), wish)
+        actor = await self._authenticate(call, request.password)
+        made = await self._office.request(actor, wish)
         return pb.RequestAccessResponse(request=make_request(made))
 
     async def list_access(self, call: Call, request: pb.ListAccessRequest) -> pb.ListAccessResponse:
@@ -118,8 +118,8 @@ class AccessServicer:
             StoreUnavailable: As for :meth:`request_access`.
         """
         access_id = parse_access_id(request.id)
-        await self._office.authenticate(call.subject, request.password)
-        changed = await self._office.approve(access_id, self._actor(call), request.comment)
+        actor = await self._authenticate(call, request.password)
+        changed = await self._office.approve(access_id, actor, request.comment)
         return pb.ApproveAccessResponse(request=make_request(changed))
 
     async def deny_access(self, call: Call, request: pb.DenyAccessRequest) -> pb.DenyAccessResponse:
@@ -131,8 +131,8 @@ class AccessServicer:
             StoreUnavailable: As for :meth:`request_access`.
         """
         access_id = parse_access_id(request.id)
-        await self._office.authenticate(call.subject, request.password)
-        changed = await self._office.deny(access_id, self._actor(call), request.reason)
+        actor = await self._authenticate(call, request.password)
+        changed = await self._office.deny(access_id, actor, request.reason)
         return pb.DenyAccessResponse(request=make_request(changed))
 
     async def cancel_access(
@@ -158,8 +158,8 @@ class AccessServicer:
             StoreUnavailable: As for :meth:`request_access`.
         """
         access_id = parse_access_id(request.id)
-        await self._office.authenticate(call.subject, request.password)
-        changed, credential = await self._office.activate(access_id, self._actor(call))
+        actor = await self._authenticate(call, request.password)
+        changed, credential = await self._office.activate(access_id, actor)
         return pb.ActivateAccessResponse(request=make_request(changed), credential=credential)
 
     async def revoke_access(
@@ -174,6 +174,14 @@ class AccessServicer:
         access_id = parse_access_id(request.id)
         changed = await self._office.revoke(access_id, self._actor(call), request.reason)
         return pb.RevokeAccessResponse(request=make_request(changed))
+
+    async def _authenticate(self, call: Call, password: bytes) -> Actor:
+        """Have PAM check who is calling; return them with the groups that they have after it."""
+        await self._office.authenticate(call.subject, password)
+        subject = await self._identifier.identify(call.connection)
+        if subject.standing is not None:
+            raise Refused(subject.standing)
+        return Actor(subject, self._identifier.account_name(call.connection))
 
     def _actor(self, call: Call) -> Actor:
         return Actor(call.subject, self._identifier.account_name(call.connection))

@@ -40,8 +40,8 @@ class Limits:
         """Return how many calls are in flight of callers who are allowed something."""
         return self._calls.total
 
-    def enter(self, connection: Connection, *, lasting: bool = False) -> CallLimits:
-        """Count a call that begins; return the budget to leave when it ends.
+    def enter(self, connection: Connection, *, lasting: bool = False) -> Slot:
+        """Count a call that begins; return its place, to be left when it ends.
 
         Args:
             connection: Whose.
@@ -54,8 +54,38 @@ class Limits:
             budget = self._calls
         else:
             budget = self._public_watches if lasting else self._public_calls
-        budget.enter(connection.credential.uid)
-        return budget
+        uid = connection.credential.uid
+        budget.enter(uid)
+        return Slot(budget, uid)
+
+
+class Slot:
+    """A call's place in a budget, until nobody holds it any more.
+
+    What a caller has begun may have to go on although the caller has gone (rpc/journal.py): it
+    holds the place as well, or calls that are broken off at once would cost nothing.
+
+    Args:
+        budget: Where the call is counted.
+        uid: Whose it is.
+    """
+
+    __slots__ = ("_budget", "_holders", "_uid")
+
+    def __init__(self, budget: CallLimits, uid: int) -> None:
+        self._budget = budget
+        self._uid = uid
+        self._holders = 1
+
+    def hold(self) -> None:
+        """Keep the place until :meth:`leave` is called once more."""
+        self._holders += 1
+
+    def leave(self) -> None:
+        """Give the place up, if nobody else holds it."""
+        self._holders -= 1
+        if not self._holders:
+            self._budget.leave(self._uid)
 
 
 class CallLimits:

@@ -2,7 +2,8 @@
 
 What is asked is recorded, the grant is looked at, the envelope is opened in memory, the use is
 counted in the store, what came of it is recorded; only then is anything answered (I8, I9). So an
-envelope that does not open costs no use, and a grant that ended meanwhile gives nothing away.
+envelope that does not open costs no use, a grant that ended meanwhile gives nothing away, and one
+that is over or does not cover the call uses up nothing of the key.
 
 Each item of a batch is one use. All of a batch's uses are counted at once, and leave one intent and
 one outcome.
@@ -91,12 +92,12 @@ class GrantedCalls:
         """
         account = self._identifier.account_name(call.connection)
         use = await self._office.find_use(call.subject, account, call.key, credential)
+        self._journal.require_patience(call)
 
         async def check_open_and_spend() -> Message:
-            if call.header is not None:
-                self._office.check(use, _describe(method, call, request, None))
+            self._office.check(use, self._describe(method, call, request, None))
             response = await serve(call, request)
-            await self._office.spend(use, _describe(method, call, request, response))
+            await self._office.spend(use, self._describe(method, call, request, response))
             return response
 
         return await self._journal.keep_use(
@@ -126,6 +127,7 @@ class GrantedCalls:
         """
         account = self._identifier.account_name(call.connection)
         use = await self._office.find_use(call.subject, account, None, credential)
+        self._journal.require_patience(call)
 
         async def check_open_and_spend() -> bytes:
             _require_few(request)
@@ -192,6 +194,24 @@ class GrantedCalls:
             if verdict is not None:
                 call.batch.withdraw(results[place], verdict)
 
+    def _describe(self, method: Method, call: Call, request: Any, response: Any) -> AccessItem:
+        """Return what a grant is asked to cover. Rewrapping sees no context.
+
+        Of what is only going to be sealed there is no envelope yet; the version is the current one.
+        """
+        assert call.key is not None  # noqa: S101  (grants are for calls about a key)
+        operation = _OPERATIONS[method.operation]
+        header = call.header
+        if header is not None:
+            version, envelope = int(header.version_number), request.envelope
+        elif response is not None:
+            version, envelope = response.version.number, response.envelope
+        else:
+            version, envelope = self._office.current_version(call.key), b""
+        context = None if operation is AccessOperation.REWRAP else dict(request.context)
+        digest = hashlib.sha256(envelope).digest()
+        return AccessItem(operation, call.key, version, context, digest)
+
 
 def _describe_item(method: Method, item: Any) -> AccessItem | None:
     """Return what a grant is asked to cover for one item; None for an item that fails anyway."""
@@ -217,17 +237,3 @@ def _require_few(request: Any) -> None:
         raise BadRequest(
             "items", f"are {count}; a grant is used for at most {MAX_GRANTED_ITEMS} at once"
         )
-
-
-def _describe(method: Method, call: Call, request: Any, response: Any) -> AccessItem:
-    """Return what a grant is asked to cover. Rewrapping sees no context."""
-    assert call.key is not None  # noqa: S101  (grants are for calls about a key)
-    operation = _OPERATIONS[method.operation]
-    header = call.header
-    if header is not None:
-        version, envelope = int(header.version_number), request.envelope
-    else:
-        version, envelope = response.version.number, response.envelope
-    context = None if operation is AccessOperation.REWRAP else dict(request.context)
-    digest = hashlib.sha256(envelope).digest()
-    return AccessItem(operation, call.key, version, context, digest)

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.peer.identity import Identifier
     from keyside_sidecar.peer.tickets import TicketRegistry
     from keyside_sidecar.rpc.arrivals import Arrivals
-    from keyside_sidecar.rpc.calls import CallLimits, Limits
+    from keyside_sidecar.rpc.calls import Limits, Slot
     from keyside_sidecar.rpc.granted import GrantedCalls
     from keyside_sidecar.rpc.journal import Journal
     from keyside_sidecar.rpc.refusals import RefusalLog
@@ -88,6 +88,7 @@ class Call:
         key: The key that the request is about; None where it is about none.
         header: The envelope's wrapping header, where the request holds an envelope.
         batch: How the items of a batch are judged, and what became of them.
+        slot: The call's place among those in flight.
     """
 
     connection: Connection
@@ -95,6 +96,7 @@ class Call:
     key: KeyName | None
     header: WrappingHeader | None
     batch: Batch | None = None
+    slot: Slot | None = None
 
 
 class Guard:
@@ -157,7 +159,9 @@ class Guard:
         """
         path = method.path
 
-        async def answer(_requests: object, context: StreamContext, caller: Connection) -> Message:
+        async def answer(
+            _requests: object, context: StreamContext, caller: Connection, slot: Slot
+        ) -> Message:
             data = await self._receive(context, caller)
             subject = self._identifier.known(caller)
             if subject is None:
@@ -167,7 +171,7 @@ class Guard:
             if len(data) > self._max_call_bytes:
                 raise MessageTooLarge(len(data), self._max_call_bytes)
             request = _parse(request_type, data)
-            call = self._read(method, caller, subject, request, context)
+            call = self._read(method, caller, subject, request, context=context, slot=slot)
             question = path, call.key
             if caller.decided_for is subject and question in caller.decided:
                 return await self._serve(method, call, request, serve)
@@ -201,7 +205,9 @@ class Guard:
                 returns the serialised response.
         """
 
-        async def answer(_requests: object, context: StreamContext, caller: Connection) -> bytes:
+        async def answer(
+            _requests: object, context: StreamContext, caller: Connection, slot: Slot
+        ) -> bytes:
             async with self._turns.enter(caller.credential.uid):
                 data = await self._receive(context, caller)
                 subject = await self._identifier.identify(caller)
@@ -212,7 +218,7 @@ class Guard:
                 request = _parse(request_type, data)
                 decide = cache(partial(self._policy.decide, subject, method.operation))
                 batch = Batch(decide, Tally(method.path))
-                call = Call(caller, subject, None, None, batch)
+                call = Call(caller, subject, None, None, batch, slot)
                 if credential is None:
                     return await self._serve(method, call, request, serve)
                 return await self._granted.serve_batch(method, call, request, credential, serve)
@@ -238,7 +244,9 @@ class Guard:
             serve: Gets the parsed request and the context to write to.
         """
 
-        async def answer(_requests: object, context: StreamContext, connection: Connection) -> None:
+        async def answer(
+            _requests: object, context: StreamContext, connection: Connection, _slot: Slot
+        ) -> None:
             data = await self._receive(context, connection)
             await serve(_parse(request_type, data), context)
 
@@ -259,7 +267,10 @@ class Guard:
         """
 
         async def answer(
-            requests: AsyncIterator[bytes], context: StreamContext, connection: Connection
+            requests: AsyncIterator[bytes],
+            context: StreamContext,
+            connection: Connection,
+            _slot: Slot,
         ) -> None:
             await serve(self._check_each(requests, request_type, method, connection), context)
 
@@ -268,16 +279,19 @@ class Guard:
     def _stream(
         self,
         method: Method,
-        answer: Callable[[AsyncIterator[bytes], StreamContext, Connection], Awaitable[None]],
+        answer: Callable[[AsyncIterator[bytes], StreamContext, Connection, Slot], Awaitable[None]],
     ) -> grpc.RpcMethodHandler[Any, Any]:
         async def check_and_answer(
-            requests: AsyncIterator[bytes], context: StreamContext, connection: Connection
+            requests: AsyncIterator[bytes],
+            context: StreamContext,
+            connection: Connection,
+            slot: Slot,
         ) -> None:
             subject = await self._identifier.identify(connection)
             reason = self._policy.decide(subject, method.operation, None)
             if reason is not None:
                 raise Refused(reason)
-            await answer(requests, context, connection)
+            await answer(requests, context, connection, slot)
 
         async def handle(requests: AsyncIterator[bytes], context: StreamContext) -> None:
             await self._attend(method.path, requests, context, check_and_answer, lasting=True)
@@ -293,7 +307,9 @@ class Guard:
             method: The RPC's full name.
         """
 
-        async def answer(_requests: object, _context: StreamContext, caller: Connection) -> None:
+        async def answer(
+            _requests: object, _context: StreamContext, caller: Connection, _slot: Slot
+        ) -> None:
             subject = await self._identifier.identify(caller)
             if self._policy.is_allowed_anything(subject):
                 asyncio.get_running_loop().call_later(_CLOSE_BEHIND_S, caller.close)
@@ -310,17 +326,17 @@ class Guard:
         path: str,
         requests: Any,
         context: StreamContext,
-        answer: Callable[[Any, StreamContext, Connection], Awaitable[T]],
+        answer: Callable[[Any, StreamContext, Connection, Slot], Awaitable[T]],
         *,
         lasting: bool = False,
     ) -> T:
         """Find the caller, count the call, answer it, and turn what goes wrong into its status."""
         connection: Connection | None = None
-        limits: CallLimits | None = None
+        slot: Slot | None = None
         try:
             connection = self._find(context)
-            limits = self._limits.enter(connection, lasting=lasting)
-            return await answer(requests, context, connection)
+            slot = self._limits.enter(connection, lasting=lasting)
+            return await answer(requests, context, connection, slot)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  (the table names every kind)
@@ -328,8 +344,8 @@ class Guard:
             if isinstance(error, _REFUSALS):  # one that the journal has not recorded
                 self._refusals.note(connection, path, failure.reason)
         finally:
-            if limits is not None and connection is not None:
-                limits.leave(connection.credential.uid)
+            if slot is not None:
+                slot.leave()
         await _abort(context, failure)
         raise AssertionError("abort always raises")
 
@@ -395,7 +411,9 @@ class Guard:
         connection: Connection,
         subject: Subject,
         request: Any,
+        *,
         context: StreamContext,
+        slot: Slot,
     ) -> Call:
         """Read which key a request is about.
 
@@ -426,7 +444,7 @@ class Guard:
             ):
                 raise Refused(reason) from None
             raise
-        return Call(connection, subject, key, header)
+        return Call(connection, subject, key, header, slot=slot)
 
 
 def _find_credential(context: StreamContext, method: Method, reason: Reason | None) -> str | None:

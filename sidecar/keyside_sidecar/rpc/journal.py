@@ -12,8 +12,10 @@ import asyncio
 import hashlib
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import (
     AccessRefused,
     AuditUnavailable,
@@ -21,6 +23,7 @@ from keyside_sidecar.errors import (
     Refused,
 )
 from keyside_sidecar.rpc import methods
+from keyside_sidecar.rpc.allowance import Allowance
 from keyside_sidecar.rpc.descriptions import (
     describe_data_key,
     describe_request,
@@ -33,13 +36,19 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from keyside_sidecar.audit.sender import AuditSender
+    from keyside_sidecar.clock import Clock
     from keyside_sidecar.peer.identity import Identifier
+    from keyside_sidecar.rpc.calls import Slot
     from keyside_sidecar.rpc.guard import Call
     from keyside_sidecar.rpc.methods import Method
 
 T = TypeVar("T")
 
 _SETTLE_S: Final = 1.0
+# What a person may do about requests, and how often use a grant in vain.
+_USE: Final = "use"
+_BURST: Final = 100
+_PER_SECOND: Final = 2
 # What a context may have (keyside/envelope/context.py); more is refused, and not worth keeping.
 _MAX_NAMES: Final = 32
 _MAX_NAME: Final = 128
@@ -68,6 +77,7 @@ class Journal:
         identifier: For the callers' account names.
         read_generation: Says how far the store has come, as this process knows it: so that the log
             tells a store that is put back later.
+        clock: For how much one person may ask.
     """
 
     def __init__(
@@ -75,10 +85,12 @@ class Journal:
         audit: AuditSender,
         identifier: Identifier,
         read_generation: Callable[[], tuple[str, int]],
+        clock: Clock,
     ) -> None:
         self._audit = audit
         self._identifier = identifier
         self._read_generation = read_generation
+        self._patience = Allowance(clock, burst=_BURST, per_second=_PER_SECOND)
         self._under_way: set[asyncio.Task[Any]] = set()
 
     async def keep_call(
@@ -131,13 +143,31 @@ class Journal:
                 answered.
             Described: It failed; that was recorded.
         """
+        if method.service == methods.ACCESS_SERVICE:
+            self.require_patience(call, method.name)
+            self._patience.charge((call.connection.credential.uid, method.name))
         facts = {**self._facts_of(call), **describe_request(method, request)}
         action = Action(facts, method.event)
 
         async def work() -> T:
             return await serve(call, request)
 
-        return await self._shielded(self._act(action, method, work))
+        return await self._shielded(call, self._act(action, method, work))
+
+    def require_patience(self, call: Call, what: str = _USE) -> None:
+        """Refuse whoever has asked for much lately, or in vain, before that is recorded again.
+
+        What a person does is two lines on the disk each time, however little comes of it.
+
+        Args:
+            call: Whose.
+            what: Counted apart, so that nobody is kept from revoking by what they did before.
+
+        Raises:
+            Refused: TOO_OFTEN.
+        """
+        if not self._patience.has_some((call.connection.credential.uid, what)):
+            raise Refused(Reason.TOO_OFTEN)
 
     async def keep_use(
         self,
@@ -167,9 +197,22 @@ class Journal:
             "access": grant_id,
             "details": {"operation": method.operation.value},
         }
+
+        async def work() -> T:
+            whose = (call.connection.credential.uid, _USE)
+            try:
+                response = await serve()
+            except Exception:
+                self._patience.charge(whose)
+                raise
+            self._patience.refill(whose)
+            return response
+
         batch = call.batch
         tell = None if batch is None else batch.tally.describe
-        return await self._shielded(self._act(Action(facts, "access.use"), method, serve, tell))
+        return await self._shielded(
+            call, self._act(Action(facts, "access.use"), method, work, tell)
+        )
 
     async def settle(self) -> None:
         """Wait for what is under way, for a while: its outcome belongs into the log.
@@ -182,10 +225,13 @@ class Journal:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _shielded(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _shielded(self, call: Call, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.get_running_loop().create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._forget)
+        if call.slot is not None:  # counted until it is done, whatever becomes of the caller
+            call.slot.hold()
+            task.add_done_callback(partial(_leave, call.slot))
         return await asyncio.shield(task)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
@@ -247,6 +293,10 @@ class Journal:
         if call.key is not None:
             facts["key"] = call.key
         return facts
+
+
+def _leave(slot: Slot, _task: asyncio.Task[Any]) -> None:
+    slot.leave()
 
 
 def _mapping(value: object) -> dict[str, object]:

@@ -67,6 +67,7 @@ _REASON_CODES: Final = {
     **dict.fromkeys(_IDENTITY_REASONS, grpc.StatusCode.UNAUTHENTICATED),
     Reason.NAME_SERVICE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.TOO_MANY_CALLS: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.TOO_OFTEN: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 _KIND_CODES: Final = {
     "permission": grpc.StatusCode.PERMISSION_DENIED,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import Refused, UnknownVersion
-from keyside_sidecar.rpc.lookups import LookupLimit
+from keyside_sidecar.rpc.allowance import Allowance
 
 if TYPE_CHECKING:
     from keyside.envelope import VersionKey, WrappingHeader
     from keyside_sidecar.clock import Clock
     from keyside_sidecar.keys import Keyring
+
+# Of versions that do not exist, for one account.
+_LOOKUPS: Final = 100
+_LOOKUPS_PER_SECOND: Final = 10
 
 
 class Versions:
@@ -24,7 +28,7 @@ class Versions:
 
     def __init__(self, keyring: Keyring, clock: Clock) -> None:
         self._keyring = keyring
-        self._lookups = LookupLimit(clock)
+        self._lookups = Allowance(clock, burst=_LOOKUPS, per_second=_LOOKUPS_PER_SECOND)
 
     async def find(self, header: WrappingHeader, uid: int) -> VersionKey:
         """Return the version that a wrapping header names.
@@ -45,7 +49,7 @@ class Versions:
             return cached
         if not self._keyring.needs_look(*name):
             return await self._keyring.version(*name)  # from memory too, if only to refuse it
-        if not self._lookups.may_look(uid):
+        if not self._lookups.has_some(uid):
             raise Refused(Reason.TOO_MANY_CALLS)
         try:
             return await self._keyring.version(*name)

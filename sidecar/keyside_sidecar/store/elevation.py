@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.store.change import Draft
     from keyside_sidecar.store.reader import Reader
     from keyside_sidecar.store.session import Session
+    from keyside_sidecar.store.snapshot import Snapshot
 
     Row = Mapping[str, Any]
     Decide = Callable[[AccessRequest, Moment], AccessRequest]
@@ -113,11 +114,15 @@ class AccessBook:
             row = _find(reader, snapshot.meta, access_id)
         return None if row is None else decode_request(row)
 
-    def find_by_credential(self, credential_hash: bytes) -> AccessRequest | None:
-        """Return the grant, active or over, whose credential has that hash; None for none."""
+    def find_by_credential(self, credential_hash: bytes) -> tuple[AccessRequest, Moment] | None:
+        """Return the grant, active or over, whose credential has that hash, and when that was so.
+
+        None where no grant has it. The moment is the store's: a host's own clock may be elsewhere.
+        """
         with self._session.reading() as (reader, snapshot):
             row = _find_by_credential(reader, snapshot.meta, credential_hash)
-        return None if row is None else decode_request(row)
+            moment = self._read_moment(reader, snapshot)
+        return None if row is None else (decode_request(row), moment)
 
     def list_ended(self, *, before: int | None, limit: int) -> list[AccessRequest]:
         """Return a page of the requests that have ended, newest first.
@@ -255,10 +260,7 @@ class AccessBook:
             decide: Is given each request and the moment, and returns it as it shall be.
         """
         with self._session.reading() as (reader, snapshot):
-            moment = Moment(
-                self._session.database.read_time_us(reader.connection),
-                read_observed_us(reader, snapshot.meta, self._session.witness),
-            )
+            moment = self._read_moment(reader, snapshot)
             rows = access_reader.read_open(reader, snapshot.meta)
         found = [decode_request(row) for row in rows.values()]
         if all(decide(request, moment) == request for request in found):
@@ -295,6 +297,12 @@ class AccessBook:
                 return [ChangedAccess(before, after, generation) for before, after in changes]
 
         return _repeat(write)
+
+    def _read_moment(self, reader: Reader, snapshot: Snapshot) -> Moment:
+        return Moment(
+            self._session.database.read_time_us(reader.connection),
+            read_observed_us(reader, snapshot.meta, self._session.witness),
+        )
 
     def _moment(self, draft: Draft) -> Moment:
         now_us = self._session.database.read_time_us(draft.reader.connection)
