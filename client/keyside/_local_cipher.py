@@ -109,8 +109,8 @@ class LocalSteps(Unshareable):
         """Return an envelope of ``plaintext``.
 
         Args:
-            plaintext: At most 1 GiB, and at most what one data key may seal. From some hundred
-                KiB on ``seal_into`` is several times as fast.
+            plaintext: At most 1 GiB, and at most what one data key may seal; ``seal_into`` spares
+                large ones a copy.
             context: As for ``Client.encrypt``.
 
         Raises:

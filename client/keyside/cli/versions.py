@@ -25,6 +25,11 @@ _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 PAGE_SIZE: Final = 1000
 
+_DATA_KEYS: Final = (
+    "  if its policy allows data keys, those given out before work on for the key's "
+    "data_key_max_age (5 min unless configured)"
+)
+
 assume_yes = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
@@ -45,12 +50,15 @@ def _version_options(function: _Function) -> _Function:
 def disable(connection: Connection, key: str, number: int, *, as_json: bool) -> int:
     """Refuse VERSION of KEY everywhere, until it is enabled again. For operators.
 
-    What is sealed under it does not open until then. The current version can't be disabled: roll
-    the key over first.
+    What is sealed under it does not open until then; processes that hold data keys notice when
+    they ask for them again, after the key's data_key_max_age (5 min unless configured) at the
+    latest. The current version can't be disabled: roll the key over first.
     """
     with connection.open() as client:
         change = client.disable_version(key, number)
-    done = f"{key}: version {number} is disabled: what is sealed under it does not open"
+    done = (
+        f"{key}: version {number} is disabled: what is sealed under it does not open\n{_DATA_KEYS}"
+    )
     return _tell(change, done, as_json=as_json)
 
 

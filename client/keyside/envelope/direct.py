@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _NONCE_PREFIX: Final = bytes(4)
 _COUNTER_END: Final = SALTED_LENGTH + 8
 _COPY_BELOW: Final = 8192
+_LONG: Final = 131_072
+_LONGEST_KEPT: Final = 4 * 1024 * 1024
 
 
 class _LockedCount:
@@ -88,6 +90,8 @@ class DirectSealer(Unshareable):
         "_mark",
         "_prefix",
         "_salted",
+        "_scratch",
+        "_scratch_lock",
         "_sequences",
         "_unit",
         "overhead",
@@ -110,6 +114,9 @@ class DirectSealer(Unshareable):
         self._limit = min(max_messages, MAX_MESSAGES_PER_SEALER, max_bytes)
         self._unit = max_bytes // self._limit
         self._sequences = _count_up()
+        # Holds what goes into envelopes, and nothing secret.
+        self._scratch = memoryview(bytearray())
+        self._scratch_lock = threading.Lock()
         self.overhead = len(header) + WHOLE_HEADER_LENGTH + TAG_LENGTH
 
     def seal(
@@ -134,10 +141,31 @@ class DirectSealer(Unshareable):
             + counter
             + sha256(self._digest_prefix + counter + encoded_context).digest()
         )
+        if _LONG <= length <= _LONGEST_KEPT and self._scratch_lock.acquire(blocking=False):
+            try:
+                return self._seal_long(header, counter, plaintext, length)
+            finally:
+                self._scratch_lock.release()
         body = self._encrypt(_NONCE_PREFIX + counter, plaintext, PREAMBLE + header)
-        if length < _COPY_BELOW:
-            return self._prefix + header + body
-        return b"".join((self._prefix, header, body))
+        return self._prefix + header + body
+
+    def _seal_long(
+        self, header: bytes, counter: bytes, plaintext: bytes | memoryview, length: int
+    ) -> bytes:
+        """Encrypt where there is memory already, and copy that once.
+
+        Two new objects of a MiB, one of them short-lived, cost ten times as much as the
+        encryption: the allocator gives their pages back to the kernel, and asks for new ones.
+        """
+        end = len(self._prefix) + len(header) + length + TAG_LENGTH
+        if len(self._scratch) < end:
+            self._scratch = memoryview(bytearray(end))
+        buffer = self._scratch[:end]
+        begin = end - length - TAG_LENGTH
+        buffer[:begin] = self._prefix + header
+        nonce = _NONCE_PREFIX + counter
+        self._encrypt_into(nonce, plaintext, PREAMBLE + header, buffer[begin:])
+        return buffer.tobytes()
 
     def seal_into(
         self,
