@@ -190,7 +190,9 @@ def test_a_wrong_file_is_refused_whole_and_the_running_one_goes_on() -> None:
         away = sidecar.root_key.with_name("away")
         sidecar.root_key.rename(away)  # so that no new worker can start
         change(sidecar, config=good)
-        assert operator.run(look.replace("'CONFIG'", "'NOT_STARTED'")) == ["WORKERS_NOT_STARTED"]
+        not_started = look.replace("'CONFIG'", "'NOT_STARTED'")
+        told = eventually(lambda: operator.run(not_started), lambda found: found)
+        assert told == ["WORKERS_NOT_STARTED"]
         service.run(f"client.encrypt({KEY!r}, b'as before')")
         away.rename(sidecar.root_key)
         change(sidecar, config=good)
