@@ -1,5 +1,6 @@
 # make demo   shows the main job on this machine       make test   checks and tests everything
-# make bench  measures it beside its peers             make soak   the long forms of tests and bench
+# make bench  measures it beside its peers             make bench-quick   less of it, in a minute
+# make soak   the long forms of tests and bench
 .DEFAULT_GOAL := help
 .PHONY: help venv install demo test check unit bench bench-quick soak stubs lock format clean
 

@@ -128,11 +128,13 @@ class AsyncBulkCalls(AsyncConnection):
         from keyside._bulk_messages import generate_request, read_issued
 
         request = generate_request(key, wrapped_only=wrapped_only)
-        answer = await self._call(
-            lambda link, limit_s: link.encryption.GenerateDataKey(request, timeout=limit_s),
-            timeout_s,
+        return read_issued(
+            await self._call(
+                lambda link, limit_s: link.encryption.GenerateDataKey(request, timeout=limit_s),
+                timeout_s,
+            ),
+            wrapped_only=wrapped_only,
         )
-        return read_issued(answer, wrapped_only=wrapped_only)
 
     async def decrypt_data_key(
         self, wrapped: bytes, *, timeout_s: float | None = None
@@ -191,20 +193,21 @@ class AsyncBulkCalls(AsyncConnection):
             return []
         request = kind.make_request(chunk.items)
         try:
-            answer: Any = await self._call(
-                lambda link, limit_s: getattr(link.encryption, kind.method)(
-                    request, timeout=limit_s, metadata=metadata
+            return kind.read_results(
+                await self._call(
+                    lambda link, limit_s: getattr(link.encryption, kind.method)(
+                        request, timeout=limit_s, metadata=metadata
+                    ),
+                    timeout_s,
+                    repeatable=not metadata,
                 ),
-                timeout_s,
-                repeatable=not metadata,
+                len(chunk.items),
             )
         except KeysideError as error:
             if not is_too_large(error):
                 raise
             if len(chunk.items) == 1:
                 return [kind.make_failure(error)]
-        else:
-            return kind.read_results(answer, len(chunk.items))
         limits.learn(chunk)
         return [
             result

@@ -124,11 +124,13 @@ class BulkCalls(Connection):
         from keyside._bulk_messages import generate_request, read_issued
 
         request = generate_request(key, wrapped_only=wrapped_only)
-        answer = self._call(
-            lambda link, limit_s: link.encryption.GenerateDataKey(request, timeout=limit_s),
-            timeout_s,
+        return read_issued(
+            self._call(
+                lambda link, limit_s: link.encryption.GenerateDataKey(request, timeout=limit_s),
+                timeout_s,
+            ),
+            wrapped_only=wrapped_only,
         )
-        return read_issued(answer, wrapped_only=wrapped_only)
 
     def decrypt_data_key(self, wrapped: bytes, *, timeout_s: float | None = None) -> OpenedDataKey:
         """Get the data key of an envelope, for opening in this process.
@@ -194,20 +196,21 @@ class BulkCalls(Connection):
             return []
         request = kind.make_request(chunk.items)
         try:
-            answer: Any = self._call(
-                lambda link, limit_s: getattr(link.encryption, kind.method)(
-                    request, timeout=limit_s, metadata=metadata
+            return kind.read_results(
+                self._call(
+                    lambda link, limit_s: getattr(link.encryption, kind.method)(
+                        request, timeout=limit_s, metadata=metadata
+                    ),
+                    timeout_s,
+                    repeatable=not metadata,
                 ),
-                timeout_s,
-                repeatable=not metadata,
+                len(chunk.items),
             )
         except KeysideError as error:
             if not is_too_large(error):
                 raise
             if len(chunk.items) == 1:
                 return [kind.make_failure(error)]
-        else:
-            return kind.read_results(answer, len(chunk.items))
         limits.learn(chunk)
         return [
             result

@@ -54,6 +54,7 @@ class BatchKind(Generic[_Result]):
             UnexpectedAnswer: There are not as many as there were items.
         """
         if len(answer.results) != count:
+            del answer  # its repr shows plaintexts, and a traceback may show the locals
             raise UnexpectedAnswer("the sidecar's answer has not one result for each item")
         return [self._read_one(result) for result in answer.results]
 
@@ -147,6 +148,7 @@ def read_issued(
         suite_by_name(message.suite)
         data_key = None if wrapped_only else DataKey(message.plaintext)
     except InvalidArgument:
+        del message  # its repr shows the key, and a traceback may show the locals
         raise UnexpectedAnswer("the sidecar's answer holds no data key that can be used") from None
     return IssuedDataKey(
         data_key=data_key,
@@ -169,6 +171,7 @@ def read_opened(message: encryption_pb2.DecryptDataKeyResponse) -> OpenedDataKey
     try:
         data_key = DataKey(message.plaintext)
     except InvalidArgument:
+        del message  # as above
         raise UnexpectedAnswer("the sidecar's answer holds no data key") from None
     return OpenedDataKey(
         data_key=data_key,

@@ -70,6 +70,9 @@ class ToSeal(NamedTuple):
     buffer: memoryview | None
     spent: DirectSealer | None
 
+    def __repr__(self) -> str:
+        return "ToSeal(<redacted>)"
+
 
 class ToOpen(NamedTuple):
     """An envelope whose data key is not at hand.

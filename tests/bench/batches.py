@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latency import Line
+from latency import PERCENTILES, Line, take_slices
 from processes import cpu_seconds, family_of
 from rows import Target, compare, middle, pick, take_turns
 from support.remote import Remote
@@ -76,19 +76,19 @@ def _measure_others(sidecar: Sidecar, service: Remote, plan: Plan) -> Iterator[R
         request, _ = make_requests(sidecar)["Encrypt"]
         line.open("Encrypt", f"unix:{sidecar.socket}", f"{SERVICE}Encrypt", request)
 
-        def beside() -> Figures:
+        def beside(count: int) -> list[float]:
             service.run("begin()")
             try:
-                return line.measure("Encrypt", count)
+                return line.sample("Encrypt", count)
             finally:
                 service.run("end()")
 
-        taken = take_turns(
-            {"beside": beside, "alone": lambda: line.measure("Encrypt", count)}, plan.rounds
+        taken = take_slices(
+            {"beside": beside, "alone": partial(line.sample, "Encrypt")}, plan.rounds, count
         )
-    for part in ("p50", "p99"):
+    for part in PERCENTILES:
         yield compare(
-            f"another caller's Encrypt beside batches of 10,000, {part} / without them",
+            f"another caller beside batches of 10,000, {part} / without",
             "µs",
             pick(taken, "beside", part),
             pick(taken, "alone", part),

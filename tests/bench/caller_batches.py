@@ -80,7 +80,7 @@ def send(name: str, count: int) -> float:
     """Send batches one after the other; return how long it took.
 
     Raises:
-        SystemExit: An item failed.
+        RuntimeError: An item failed.
     """
     method = name.partition(",")[0]
     began = time.perf_counter()
@@ -88,9 +88,9 @@ def send(name: str, count: int) -> float:
     taken = time.perf_counter() - began
     for answer in (answers[0], answers[-1]):
         if any(result.status.code for result in ANSWERS[method].FromString(answer).results):
-            raise SystemExit(f"{name}: an item failed")
+            raise RuntimeError(f"{name}: an item failed")
     if len(set(map(len, answers))) != 1:
-        raise SystemExit(f"{name}: the answers are not alike")
+        raise RuntimeError(f"{name}: the answers are not alike")
     return taken
 
 

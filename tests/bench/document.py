@@ -76,7 +76,7 @@ def tabulate(rows: Sequence[Row]) -> list[str]:
             assert row.low is not None
             assert row.high is not None
             theirs = write_number(row.theirs)
-            ratio = f"{row.ratio:.2f} ({row.low:.2f}, {row.high:.2f})"
+            ratio = f"{write_number(row.ratio)} ({write_number(row.low)}, {write_number(row.high)})"
         met = {True: "yes", False: "**no**", None: ""}[row.met]
         name = row.name
         if row.facts:

@@ -10,9 +10,9 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from latency import Line
+from latency import PERCENTILES, Line, take_slices
 from processes import family_of, memory_kib
-from rows import Target, compare, pick, take_turns
+from rows import Target, compare, pick
 from support.remote import Remote
 from support.sidecar import DEFAULT_KEYS, OTHER_GID, OTHER_UID, Sidecar, sidecar_directory
 from unary import SERVICE, make_requests
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from plan import Plan
-    from rows import Figures, Row, Taken
+    from rows import Row, Taken
 
 CONNECTIONS = 1_000
 MAX_KIB = 25
@@ -39,8 +39,8 @@ for channel in channels:
     channel.unary_unary(method)(bytes.fromhex(request), timeout=30)
 """
 _SETTLE_S = 0.5
-# Of the caller beside them, in each round.
-SLICES = 4
+# Fill what fills once.
+_FIRST_CALLS = 300
 METHOD = f"{SERVICE}Encrypt"
 
 
@@ -50,9 +50,11 @@ def run(plan: Plan) -> Iterator[Row]:
     each_kib: list[float] = []
     for _ in range(plan.slow_rounds):
         with ExitStack() as stack:
-            crowded, calm = Scene(stack, plan), Scene(stack, plan)
+            crowded, calm = Scene(stack), Scene(stack)
             each_kib.append(crowded.crowd(CONNECTIONS))
-            found = take_turns({"with": crowded.measure, "without": calm.measure}, SLICES)
+            found = take_slices(
+                {"with": crowded.sample, "without": calm.sample}, plan.slow_rounds, plan.calls // 4
+            )
             for name in taken:
                 taken[name] += found[name]
     yield compare(
@@ -61,9 +63,9 @@ def run(plan: Plan) -> Iterator[Row]:
         each_kib,
         target=Target(MAX_KIB, of_ratio=False, at_least=False),
     )
-    for part in ("p50", "p99"):
+    for part in PERCENTILES:
         yield compare(
-            f"another caller's Encrypt beside 1,000 idle connections, {part} / without them",
+            f"another caller beside 1,000 idle connections, {part} / without",
             "µs",
             pick(taken, "with", part),
             pick(taken, "without", part),
@@ -75,8 +77,7 @@ def run(plan: Plan) -> Iterator[Row]:
 class Scene:
     """A sidecar, a caller that uses it, and one that only stays connected."""
 
-    def __init__(self, stack: ExitStack, plan: Plan) -> None:
-        self._count = plan.calls // 10
+    def __init__(self, stack: ExitStack) -> None:
         self._sidecar = Sidecar(stack.enter_context(sidecar_directory()), CONFIG, settings=SETTINGS)
         self._sidecar.prepare()
         self._sidecar.start()
@@ -88,15 +89,15 @@ class Scene:
 
     def crowd(self, connections: int) -> float:
         """Open the connections; return the KiB that each costs."""
-        self.measure()
+        self.sample(_FIRST_CALLS)
         before = self._own_kib()
         self._idler.run(_OPEN, count=connections, method=METHOD, request=self._request.hex())
         time.sleep(_SETTLE_S)
         return (self._own_kib() - before) / connections
 
-    def measure(self) -> Figures:
+    def sample(self, count: int) -> list[float]:
         """Measure what the caller waits for."""
-        return self._line.measure("Encrypt", self._count)
+        return self._line.sample("Encrypt", count)
 
     def _own_kib(self) -> int:
         return sum(memory_kib(pid, "RssAnon") for pid in family_of(self._sidecar))

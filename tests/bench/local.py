@@ -24,9 +24,9 @@ _PROGRAM = Path(__file__).with_name("caller_local.py").read_text()
 # Ours, theirs, what they are called, and the target.
 _SMALL = (
     ("", "tink_", "Tink AEAD", Target(0.6)),
-    ("context_", "tink_context_", "Tink AEAD, one pair bound to each", Target(0.6)),
-    ("context_", "aws_", "AWS Encryption SDK, caching, one pair bound to each", Target(15)),
-    ("context_", "aws_keyring_", "AWS Encryption SDK, raw keyring, no cache", None),
+    ("context_", "tink_context_", "Tink AEAD, with context", Target(0.6)),
+    ("context_", "aws_", "AWS Encryption SDK, caching, with context", Target(15)),
+    ("context_", "aws_keyring_", "AWS Encryption SDK, raw keyring, with context", None),
     ("", "aes_", "AESGCM alone", None),
 )
 _LARGE = ("large_", "aes_large_", "AESGCM alone", Target(0.8))

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from rows import Row
 
-WIDTH = 1120
-LABELS = 500
-FIGURES = 300
+WIDTH = 1200
+LABELS = 540
+FIGURES = 330
 LINE = 24
 TOP = 76
 # Bars end here, and so do the scale's marks.
@@ -68,7 +68,7 @@ def _draw_row(row: Row, place: int) -> Iterator[str]:
     start, end = sorted((_place(1.0), _place(row.score)))
     colour = MET if row.met else MISSED
     style = f'style="{_STYLE}"'
-    ratio = "" if row.ratio is None else f", {row.ratio:.2f} ×"
+    ratio = "" if row.ratio is None else f", {write_number(row.ratio)} ×"
     figure = f"{write_number(row.ours)} {row.unit}{ratio} ({row.target_text})"
     name = escape(row.name)
     yield f'<text x="{LABELS - 12}" y="{y + 13}" text-anchor="end" {style}>{name}</text>'

@@ -87,12 +87,12 @@ class Row:
 
     @property
     def target_text(self) -> str:
-        """The target as the issue has it."""
+        """The target; of our own figure, in the row's unit."""
         if self.target is None:
             return ""
         sign = "≥" if self.target.at_least else "≤"
-        unit = "×" if self.target.of_ratio else self.unit
-        text = f"{sign} {write_number(self.target.bound)} {unit}"
+        unit = " ×" if self.target.of_ratio else ""
+        text = f"{sign} {write_number(self.target.bound)}{unit}"
         if self.target.aim is not None:
             text += f" (aim: {write_number(self.target.aim)})"
         return text

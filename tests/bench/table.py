@@ -25,12 +25,12 @@ def show_part(name: str, rows: Iterable[Row]) -> Iterator[Row]:
 def show(row: Row) -> None:
     """Print a row, and what belongs to it."""
     theirs = "" if row.theirs is None else write_number(row.theirs)
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    ratio = "" if row.ratio is None else write_number(row.ratio)
     title = f"{row.name} [{row.unit}]"
     verdict = _VERDICTS[row.met]
     print(
         f"{title:76} {write_number(row.ours):>11} {theirs:>11} {ratio:>6}  "
-        f"{row.target_text:28} {verdict}".rstrip(),
+        f"{row.target_text:24} {verdict}".rstrip(),
         flush=True,
     )
     if row.facts:

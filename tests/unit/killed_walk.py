@@ -14,8 +14,9 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from keyside import _temporary as temporary
 from keyside import cli
-from keyside.cli import journal, replacing, temporary
+from keyside.cli import journal, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable

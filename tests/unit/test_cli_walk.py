@@ -15,7 +15,8 @@ from tests.unit.cli_process import call, on_terminal, run
 from tests.unit.envelope_double import EnvelopeDouble
 from tests.unit.sidecar_double import Failure
 
-from keyside.cli import replacing, temporary
+from keyside import _temporary as temporary
+from keyside.cli import replacing
 from keyside.envelope import (
     DEFAULT_SUITE,
     SegmentSealer,

@@ -20,7 +20,8 @@ import pytest
 from tests.unit.cli_process import call
 from tests.unit.envelope_double import EnvelopeDouble
 
-from keyside.cli import replacing, temporary
+from keyside import _temporary as temporary
+from keyside.cli import replacing
 from keyside.envelope import DEFAULT_SUITE, parse_wrapping_header, seal
 
 if TYPE_CHECKING:

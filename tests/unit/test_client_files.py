@@ -269,8 +269,8 @@ def test_text_is_a_wrapper_away(folder: Path, client: keyside.Client) -> None:
         text = io.TextIOWrapper(file, encoding="utf-8")
         text.write("half")
         raise RuntimeError
-    with io.TextIOWrapper(keyside.open(folder / "f", client=client), encoding="utf-8") as text:
-        assert list(text) == ["grüße 0\n", "grüße 1\n", "grüße 2\n"]
+    with io.TextIOWrapper(keyside.open(folder / "f", client=client), encoding="utf-8") as lines:
+        assert list(lines) == ["grüße 0\n", "grüße 1\n", "grüße 2\n"]
     with keyside.open(folder / "g", "wb", key="mail", client=client) as file:
         (folder / "plain").write_bytes(PLAIN)
         with (folder / "plain").open("rb") as plain:

@@ -19,6 +19,7 @@ import pytest
 
 from keyside import envelope as package
 from keyside.envelope import (
+    KIND_WHOLE,
     SUITES,
     DataKey,
     PayloadOpener,
@@ -27,6 +28,8 @@ from keyside.envelope import (
     SegmentSealer,
     Suite,
     VersionKey,
+    direct,
+    encode_context,
     generate_data_key,
     header,
     open_envelope,
@@ -140,6 +143,22 @@ def open_first_segment(data_key: DataKey, item: bytes, index: int = 0) -> bytes:
     return SegmentOpener(data_key, item, CONTEXT).open_segment(index, segment, is_last=False)
 
 
+def open_first_run(data_key: DataKey, item: bytes) -> int:
+    segments = memoryview(item)[70 : 70 + SIZE + 16]
+    opener = SegmentOpener(data_key, item, CONTEXT)
+    return opener.open_run(0, segments, memoryview(bytearray(SIZE)), is_last=False)
+
+
+def refuse_directly(data_key: DataKey, item: bytes, suite: Suite) -> Iterator[Callable[[], object]]:
+    """Make what opens whole payloads quickly refuse."""
+    keys = direct.DirectKeys(data_key, item[:26], suite)
+    for bad in spoil(item, 90):
+        for context in (encode_context(CONTEXT), encode_context({})):
+            room = memoryview(bytearray(len(item)))
+            yield partial(direct.open_directly, keys, bad, 0, context)
+            yield partial(direct.open_directly_into, keys, memoryview(bad), 0, context, room)
+
+
 def unwrap(wrapped: bytes, rest: bytes = b"") -> DataKey:
     parsed = parse_wrapping_header(wrapped)
     return unwrap_data_key(VERSION, replace(parsed, raw=parsed.raw + rest))
@@ -163,7 +182,10 @@ def make_refusals(suite: Suite) -> Iterator[Callable[[], object]]:
         for bad in spoil(item, 90):
             yield partial(opener.open, bad, CONTEXT)
             yield partial(open_first_segment, data_key, bad)
+            yield partial(open_first_run, data_key, bad)
             yield partial(parse_payload_header, bad)
+        if item[1] == KIND_WHOLE:
+            yield from refuse_directly(data_key, item, suite)
     for bad in (*spoil(wrapped, 220), wrapped[:10] + bytes(4) + wrapped[14:]):
         yield partial(unwrap, bad)
     yield partial(unwrap, wrapped, b"x")

@@ -120,7 +120,7 @@ def test_buffers_are_written_in_place(double: EnvelopeDouble, client: keyside.Cl
     with pytest.raises(EnvelopeRejected):
         cipher.open_into(memoryview(buffer)[:length], out, CONTEXT)
     assert out[: len(plaintext)] == bytes(len(plaintext))
-    with pytest.raises(InvalidArgument, match="the buffer must be writable and have 100266 bytes"):
+    with pytest.raises(InvalidArgument, match="the buffer must be writable and have 100216 bytes"):
         cipher.seal_into(plaintext, bytearray(10))
     with pytest.raises(InvalidArgument):
         cipher.open_into(double.seal(b"abc"), bytearray(2))
@@ -323,7 +323,7 @@ def test_keys_do_not_survive_a_fork(
     assert sealer is not None
 
     def seals_nothing() -> bool:
-        cipher._seal_later = lambda _: b"asked"  # type: ignore[method-assign]
+        vars(cipher)["_seal_later"] = lambda _: b"asked"
         return sealer.seal(b"x", 1, b"\0\0") is None and cipher.seal(b"x") == b"asked"
 
     assert in_child(fork, seals_nothing)

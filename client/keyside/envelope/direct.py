@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import deque
 from hashlib import sha256
 from hmac import compare_digest
-from itertools import count
+from itertools import count, islice
 from os import urandom
 from typing import TYPE_CHECKING, Final
 
@@ -94,7 +95,6 @@ class DirectSealer(Unshareable):
         "_scratch_lock",
         "_sequences",
         "_unit",
-        "overhead",
     )
 
     def __init__(
@@ -117,7 +117,6 @@ class DirectSealer(Unshareable):
         # Holds what goes into envelopes, and nothing secret.
         self._scratch = memoryview(bytearray())
         self._scratch_lock = threading.Lock()
-        self.overhead = len(header) + WHOLE_HEADER_LENGTH + TAG_LENGTH
 
     def seal(
         self, plaintext: bytes | memoryview, length: int, encoded_context: bytes
@@ -192,7 +191,10 @@ class DirectSealer(Unshareable):
     def _charge(self, length: int) -> bool:
         """Use up what a long message counts for beyond its own number; say whether it was there."""
         more = -(-length // self._unit) - 1
-        return more < self._limit and all(next(self._sequences) < self._limit for _ in range(more))
+        if more >= self._limit:
+            return False
+        deque(islice(self._sequences, more - 1), maxlen=0)
+        return next(self._sequences) < self._limit
 
 
 class DirectKeys(Unshareable):
