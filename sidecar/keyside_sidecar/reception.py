@@ -36,7 +36,9 @@ _log = logging.getLogger(__name__)
 _ACCEPTS_PER_TURN: Final = 64
 _ACCEPT_PAUSE_S: Final = 0.1
 _WAIT_FOR_WORKER_S: Final = 5.0
-_REPORT_EVERY_S: Final = 30.0
+# Between reports of refused connections: doubled each time, until there was a quiet one.
+_REPORT_AFTER_S: Final = 30.0
+_MAX_REPORT_AFTER_S: Final = 600.0
 # What is refused of further uids is counted together.
 _REPORTED_UIDS: Final = 16
 # In the ledger, of a connection that waits for a worker.
@@ -78,6 +80,8 @@ class Reception:
         self._kernel = Kernel()
         self._waiting: deque[tuple[float, int, Arrival]] = deque()
         self._refused: Counter[int] = Counter()
+        self._report_after_s = _REPORT_AFTER_S
+        self._is_report_due = False
         self._closed = False
 
     def adopt(self, policy: Policy, *, process_mode: bool) -> None:
@@ -199,8 +203,9 @@ class Reception:
         return dataclasses.replace(credential, groups=groups)
 
     def _note_refused(self, uid: int) -> None:
-        if not self._refused:
-            self._loop.after(_REPORT_EVERY_S, self._report_refused)
+        if not self._is_report_due:
+            self._is_report_due = True
+            self._loop.after(self._report_after_s, self._report_refused)
             event(
                 _log,
                 logging.WARNING,
@@ -214,7 +219,13 @@ class Reception:
 
     def _report_refused(self) -> None:
         counts, self._refused = self._refused, Counter()
-        if not counts:  # reported already, at the end
+        if self._closed or not counts:  # a last report was made; or it was quiet
+            self._is_report_due = False
+            self._report_after_s = _REPORT_AFTER_S
+        else:
+            self._report_after_s = min(self._report_after_s * 2, _MAX_REPORT_AFTER_S)
+            self._loop.after(self._report_after_s, self._report_refused)
+        if not counts:
             return
         event(_log, logging.WARNING, "connections refused", count=counts.total())
         facts = {"event": "connection.refused", "outcome": "refused", "reason": "TOO_MANY_OPEN"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
+from functools import partial
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -114,10 +115,10 @@ def verify_lines(
     if isinstance(checkpoint, bytes):
         checkpoint = parse_checkpoint(checkpoint)
     opened = [
-        LogFile(f"audit-{index}.jsonl", io.BytesIO(b"".join(lines)))
+        LogFile(f"audit-{index}.jsonl", partial(io.BytesIO, b"".join(lines)))
         for index, lines in enumerate(files)
     ]
-    return verify_log(opened, Anchor(public_key, checkpoint))
+    return verify_log(opened, Anchor(public_key, (checkpoint,) if checkpoint else ()))
 
 
 def rehash(lines: list[bytes], previous: bytes) -> list[bytes]:

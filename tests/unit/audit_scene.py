@@ -10,8 +10,9 @@ import socket
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from keyside.audit import Anchor, LogFile, Verification, verify_log
 from keyside_sidecar.audit.creation import create_log
@@ -184,20 +185,18 @@ class Scene:
 
     def verify(self, checkpoint: Checkpoint | None = None) -> Verification:
         """Verify the log, from its first public key."""
-        return verify_files(self.list_files(), Anchor(self.public_key, checkpoint))
+        known = (checkpoint,) if checkpoint else ()
+        return verify_files(self.list_files(), Anchor(self.public_key, known))
 
 
 def verify_files(paths: list[Path], anchor: Anchor) -> Verification:
     """Verify files as one log."""
-    streams = [path.open("rb") for path in paths]
-    try:
-        return verify_log(
-            [LogFile(path.name, stream) for path, stream in zip(paths, streams, strict=True)],
-            anchor,
-        )
-    finally:
-        for stream in streams:
-            stream.close()
+    return verify_log([LogFile(path.name, partial(open_file, path)) for path in paths], anchor)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Return a file's bytes."""
+    return path.open("rb")
 
 
 def call_record(number: int, **fields: object) -> dict[str, object]:

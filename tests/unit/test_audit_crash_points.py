@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.unit.audit_scene import Scene, make_config
 
-from keyside.audit import Completeness
+from keyside.audit import (
+    Completeness,
+    cover,
+    encode_line,
+    hash_record,
+    parse_checkpoint,
+    sign_checkpoint,
+)
+from keyside_sidecar.audit import signing
 from keyside_sidecar.audit.journal import Journal
 from keyside_sidecar.audit.places import Places
 from keyside_sidecar.audit.recovery import recover_log
@@ -23,13 +33,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from keyside.audit import Checkpoint
+
 CHANGING = ("pwrite", "write", "fdatasync", "fsync", "rename", "unlink", "open", "ftruncate")
 KILLED = 86
 
 
 def open_journal(places: Places) -> Journal:
     tail = recover_log(places)
-    signer = Signer.recover(places, tail.checkpoint.seal.next_key)
+    signer = Signer.recover(places, tail.checkpoint)
     journal = Journal(places, tail, signer, Stamps(SystemClock()), 60)
     if not journal.takes_records:
         journal.write()
@@ -136,20 +148,31 @@ def scene(tmp_path: Path) -> Scene:
     return Scene.make(tmp_path)
 
 
-def next_public_key(scene: Scene) -> bytes:
-    return recover_log(scene.places).checkpoint.seal.next_key
+def last_checkpoint(scene: Scene) -> Checkpoint:
+    return recover_log(scene.places).checkpoint
+
+
+def draw_next(scene: Scene, signer: Signer) -> Checkpoint:
+    """Have the following key written; return the checkpoint that names it, which is nowhere."""
+    last = last_checkpoint(scene)
+    seal = replace(last.seal, number=last.seal.number + 1, next_key=signer.draw())
+    start = cover(last.line.sequence + 1, Stamps(SystemClock()).stamp({"event": "checkpoint"}))
+    covered = sign_checkpoint(seal, start, last.line.hash, signer.sign)
+    line = encode_line(covered, hash_record(last.line.hash, covered))[:-1]
+    signer.prepare(line)
+    return parse_checkpoint(line)
 
 
 def test_next_key_that_no_checkpoint_names_is_removed(scene: Scene) -> None:
-    named = next_public_key(scene)
-    Signer.recover(scene.places, named).prepare()
+    last = last_checkpoint(scene)
+    draw_next(scene, Signer.recover(scene.places, last))
     assert scene.places.next_key.exists()
-    Signer.recover(scene.places, named)
+    Signer.recover(scene.places, last)
     assert not scene.places.next_key.exists()
 
 
 def test_next_key_that_a_checkpoint_names_takes_its_place(scene: Scene) -> None:
-    following = Signer.recover(scene.places, next_public_key(scene)).prepare()
+    following = draw_next(scene, Signer.recover(scene.places, last_checkpoint(scene)))
     Signer.recover(scene.places, following)
     assert not scene.places.next_key.exists()
     Signer.recover(scene.places, following)
@@ -157,20 +180,62 @@ def test_next_key_that_a_checkpoint_names_takes_its_place(scene: Scene) -> None:
 
 def test_former_key_is_gone_after_a_commit(scene: Scene) -> None:
     former = scene.places.key.read_bytes()
-    signer = Signer.recover(scene.places, next_public_key(scene))
-    signer.prepare()
+    signer = Signer.recover(scene.places, last_checkpoint(scene))
+    draw_next(scene, signer)
     signer.commit()
     everything = b"".join(path.read_bytes() for path in scene.places.log.parent.iterdir())
     assert former.split(b":")[1] not in everything
 
 
-def test_key_of_another_log_is_refused(scene: Scene) -> None:
+@pytest.mark.parametrize("name", ["removed", "another", "fifo"])
+def test_former_key_is_gone_whatever_became_of_the_next_ones_file(scene: Scene, name: str) -> None:
+    """Whoever can change the directory must not have an old key kept by that."""
+    former = scene.places.key.read_bytes()
+    signer = Signer.recover(scene.places, last_checkpoint(scene))
+    following = draw_next(scene, signer)
+    scene.places.next_key.unlink()
+    if name == "another":
+        scene.places.next_key.write_bytes(former)
+        scene.places.next_key.chmod(0o600)
+    elif name == "fifo":
+        os.mkfifo(scene.places.next_key, 0o600)
+    signer.commit()
+    everything = b"".join(path.read_bytes() for path in scene.places.log.parent.iterdir())
+    assert former.split(b":")[1] not in everything
+    Signer.recover(scene.places, following)
+
+
+def test_failed_move_of_the_key_is_repeated(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    signer = Signer.recover(scene.places, last_checkpoint(scene))
+    following = draw_next(scene, signer)
+    with monkeypatch.context() as patch:
+        patch.setattr(signing, "fsync_directory", fail)
+        with pytest.raises(OSError, match="Input"):
+            signer.commit()
+    signer.commit()
+    Signer.recover(scene.places, following)
+
+
+def fail(_path: Path) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_key_of_another_log_is_refused(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = last_checkpoint(Scene.make(tmp_path / "other"))
     with pytest.raises(StartupError, match="not the one that the last checkpoint"):
-        Signer.recover(scene.places, bytes(32))
+        Signer.recover(scene.places, other)
+
+
+def test_key_of_a_form_before_the_first_release_is_refused_with_a_reason(scene: Scene) -> None:
+    last = last_checkpoint(scene)
+    scene.places.key.write_bytes(b"KEYSIDE-AUDIT-KEY-1:" + b"A" * 43 + b":" + b"0" * 16 + b"\n")
+    with pytest.raises(StartupError, match="no release has written"):
+        Signer.recover(scene.places, last)
 
 
 def test_half_written_or_damaged_keys_are_no_keys(scene: Scene) -> None:
-    named = next_public_key(scene)
+    named = last_checkpoint(scene)
     whole = scene.places.key.read_bytes()
     scene.places.next_key.write_bytes(whole[:20])
     scene.places.next_key.chmod(0o600)
@@ -182,7 +247,7 @@ def test_half_written_or_damaged_keys_are_no_keys(scene: Scene) -> None:
 
 
 def test_i7_signer_shows_no_key(scene: Scene) -> None:
-    signer = Signer.recover(scene.places, next_public_key(scene))
+    signer = Signer.recover(scene.places, last_checkpoint(scene))
     assert "key" in repr(signer)
     assert scene.places.key.read_text().split(":")[1] not in repr(signer)
     import pickle

@@ -19,6 +19,8 @@ from keyside_sidecar.errors import AuditUnavailable, BadRequest
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from keyside.audit import Line
+
 RECORDS = 3000
 
 
@@ -168,6 +170,55 @@ def test_page_is_short_where_much_was_looked_at(
     page = search_records(path, Filters(record_id="x-1"), page_size=10)
     assert (page.records, page.next_page_token != "") == ((), True)
     assert find_all(path, Filters(record_id="x-1")) == [2]
+
+
+def test_page_is_short_where_it_took_long(path: Path) -> None:
+    page = search_records(path, Filters(record_id="x-1"), page_size=10, limit_s=0.0)
+    assert (page.records, page.next_page_token != "") == ((), True)
+    token, pages = "", 0
+    while True:
+        page = search_records(
+            path, Filters(record_id="x-1"), page_size=10, page_token=token, limit_s=0.0
+        )
+        token, pages = page.next_page_token, pages + 1
+        if page.records or not token:
+            break
+    assert [record.sequence for record in page.records] == [2]
+    assert pages > 5
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+def test_one_record_is_found_without_reading_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, oldest_first: bool
+) -> None:
+    looked_at = 0
+
+    def counted(data: bytes) -> int | None:
+        nonlocal looked_at
+        looked_at += 1
+        return parse_sequence(data)
+
+    monkeypatch.setattr("keyside_sidecar.audit.reading.parse_sequence", counted)
+    filters = Filters(first_sequence=300, last_sequence=300)
+    assert len(search_records(path, filters, page_size=5, oldest_first=oldest_first).records) == 1
+    assert looked_at < 10
+
+
+def test_event_that_only_begins_alike_is_not_even_parsed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise whoever asks for ``encryption.dec`` has every line of the log parsed."""
+    parsed = 0
+
+    def counted(data: bytes) -> Line:
+        nonlocal parsed
+        parsed += 1
+        return parse_line(data)
+
+    monkeypatch.setattr("keyside_sidecar.audit.reading.parse_line", counted)
+    for name in ("encryption.dec", "e", "encryption."):
+        assert find_all(path, Filters(event=name)) == []
+    assert parsed == 0
 
 
 @pytest.mark.parametrize("token", ["x", "n0", "n-1", "o5", "n1 ", "n99999999999999999999"])

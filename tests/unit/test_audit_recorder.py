@@ -16,10 +16,10 @@ from tests.unit.audit_scene import Scene, action_record, call_record, eventually
 
 from keyside.audit import Anchor, Completeness, parse_checkpoint
 from keyside_sidecar.audit.sender import AuditSender
-from keyside_sidecar.audit.wire import encode_records
 from keyside_sidecar.clock import SystemClock
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -150,7 +150,7 @@ def test_file_is_finished_by_size_and_verified_as_one_chain(tmp_path: Path) -> N
         assert first["event"] == ("log.continued" if path is not files[0] else "checkpoint")
     assert scene.verify().fault is None
     last = parse_checkpoint(files[1].read_bytes().splitlines()[-1])
-    newer = verify_files(files[2:], Anchor(checkpoint=last))
+    newer = verify_files(files[2:], Anchor(checkpoints=(last,)))
     assert newer.fault is None
     assert newer.authenticated
 
@@ -258,35 +258,45 @@ BAD = [
     b'"id":"a","time":"%t","event":"x","worker":%d,"worker":%d',
     b'"id":"a","time":"%t","event":"x","password":"x","worker":%d',
     b'"id":"a","time":"%t","event":"x",  "worker":%d',
+    b'"id":"a","time":"%t","event":"x","worker":%d,"details":{"password":"x"}',
+    b'"id":"a","time":"%t","event":"x","worker":%d,"caller":{"password":"x"}',
+    b'"id":"a","time":"%t","event":"x","worker":%d,"caller":{"uid":"x"}',
+    b'"id":"a","time":"%t","event":"x","worker":%d,"details":[]',
+    b'"id":"a","time":"%t","event":"x","worker":%d,"version":"x"',
+    b'"id":"a","time":"%t","event":"x","worker":%d,"version":1%0',
+    b'"id":"a","time":"%t","event":"x","worker":%d,"key":1',
 ]
 
 
 @pytest.mark.parametrize("bad", BAD)
 def test_worker_can_not_break_the_log(scene: Scene, bad: bytes) -> None:
-    """What is no record is replaced by one that says so; numbers and hashes are the recorder's."""
+    """At what is no record one says so, and no more is taken; numbers and hashes are not its."""
     bad = bad.replace(b"%d", str(os.getpid()).encode())
+    bad = bad.replace(b"%0", b"0" * 4000)
     bad = bad.replace(b"%t", b"2026-11-25T22:45:11.123456Z")
     scene.start()
     end = scene.introduce()
     end.send(b"n\n" + bad)
-    end.send(encode_records("d", [bad.decode()]))
-    with contextlib.closing(end):
-        end.settimeout(5)
-        while b'"d":1' not in end.recv(4096):
-            pass
+    await_let_go(end)
     assert scene.stop() == 0
     assert scene.verify().completeness is Completeness.CLOSED
-    assert {record["reason"] for record in scene.find("audit.failed")} == {"AUDIT_BAD_RECORD"}
+    (failed,) = scene.find("audit.failed")
+    assert (failed["reason"], failed["worker"]) == ("AUDIT_BAD_RECORD", os.getpid())
+
+
+def await_let_go(end: socket.socket) -> None:
+    """Wait until the recorder has closed its end."""
+    end.settimeout(5)
+    with contextlib.closing(end), contextlib.suppress(ConnectionResetError):
+        while end.recv(4096):
+            pass
 
 
 def test_worker_that_talks_nonsense_is_not_listened_to(scene: Scene) -> None:
     scene.start()
     end = scene.introduce()
     end.send(b"\xff\xfe")
-    end.settimeout(5)
-    with contextlib.closing(end), contextlib.suppress(ConnectionResetError):
-        while end.recv(4096):
-            pass
+    await_let_go(end)
     run_worker(scene, 1)
     assert scene.stop() == 0
 
@@ -408,7 +418,7 @@ def test_torn_end_is_cut_off_and_recorded(scene: Scene) -> None:
     scene.start()
     assert scene.stop() == 0
     (recovered,) = scene.find("run.recovered")
-    assert recovered["details"] == {"torn_bytes": 26, "lost_up_to_s": 1}
+    assert recovered["details"] == {"torn_bytes": 26, "unsealed": 5, "lost_up_to_s": 1}
     assert scene.find("run.start")[-1]["seq"] == recovered["seq"] - 1
     assert scene.verify().completeness is Completeness.CLOSED
 

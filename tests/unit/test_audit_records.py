@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime
 
@@ -11,7 +12,7 @@ from tests.unit.audit_scene import call_record
 
 from keyside.audit import MAX_BODY_BYTES, parse_object
 from keyside_sidecar.audit.coalescing import Coalescer
-from keyside_sidecar.audit.records import build_body, format_time
+from keyside_sidecar.audit.records import build_body, format_time, is_listed
 from keyside_sidecar.audit.summary import INTERVAL_S, Summary
 
 T = "2026-11-25T22:45:11.123456Z"
@@ -59,8 +60,67 @@ def test_long_texts_and_lists_are_cut() -> None:
     found = body_of({"event": "x", "details": {"comment": "a" * 5000, "versions": [1] * 5000}})
     details = found["details"]
     assert isinstance(details, dict)
-    assert details["comment"] == "a" * 2000 + "…"
-    assert len(details["versions"]) == 200
+    digests = [
+        hashlib.sha256(json.dumps(whole, separators=(",", ":")).encode()).hexdigest()
+        for whole in ("a" * 5000, [1] * 5000)
+    ]
+    assert details["comment"] == "a" * 2000 + f"… cut: sha256 {digests[0]}"
+    assert details["versions"] == [*[1] * 200, f"… cut: sha256 {digests[1]}"]
+
+
+def test_everything_that_may_be_asked_for_at_once_is_on_the_record() -> None:
+    """The longest of each, in characters that JSON needs twelve bytes for, fits one record."""
+    wide = "\U0001f600"
+    context: dict[str, str] = {}
+    while len(json.dumps({**context, f"n{len(context):02}": wide * 20})) <= 8_192:
+        context[f"n{len(context):02}"] = wide * 20
+    details = {
+        "why": wide * 1000,
+        "ticket": wide * 128,
+        "duration_s": 2**31,
+        "operations": ["decrypt", "encrypt", "rewrap", "reencrypt"],
+        "versions": [[2**32 - 33 + number, 2**32 - 1] for number in range(32)],
+        "context": context,
+        "max_uses": 2**32 - 1,
+    }
+    record: dict[str, object] = {
+        "event": "access.request",
+        "phase": "intent",
+        "caller": {"pid": 2**22, "uid": 2**32 - 2, "account": "é" * 32, "exe": "é" * 1000},
+        "key": "k" * 64,
+        "access": "ar-abcdefghijkl",
+        "request_id": "f" * 32,
+        "details": details,
+    }
+    assert body_of(record) == {"id": "a-1", "time": T, "worker": 7, **record}
+
+
+def test_what_is_left_out_is_committed_to() -> None:
+    """Whoever has the request can show that it is the one that was recorded."""
+    long = {f"n{number:02}": "x" * 1024 for number in range(32)}
+    found = body_of({"event": "x", "details": {"context": long, "why": "because"}})
+    text = json.dumps(long, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert found["details"] == {"context": f"left out: sha256 {digest}", "why": "because"}
+
+
+def test_record_fits_whatever_is_long_in_it() -> None:
+    wide = "\U0001f600" * 1990
+    record: dict[str, object] = {
+        "event": "access.approve",
+        "caller": {"uid": 1, "account": wide, "exe": wide},
+        "access": wide,
+        "key": wide,
+        "context": [wide, wide, wide],
+        "version": 10**400,
+        "details": {"why": wide, "comment": wide},
+    }
+    body = build_body(record, "a-1", T, 7).encode("ascii")
+    assert len(body) <= MAX_BODY_BYTES
+    fields = parse_object(b"{%b}" % body)
+    assert is_listed(fields)
+    assert b"sha256 " in body
+    assert "version" not in fields
 
 
 plain = st.recursive(
@@ -77,7 +137,10 @@ def test_any_facts_make_a_body_of_the_form_that_the_recorder_takes(
     body = build_body(record, "a-1", T, 7).encode("ascii")
     assert len(body) <= MAX_BODY_BYTES
     assert b"\n" not in body
-    assert parse_object(b"{%b}" % body)["id"] == "a-1"
+    fields = parse_object(b"{%b}" % body)
+    assert fields["id"] == "a-1"
+    # The recorder lets a worker go whose records it does not take.
+    assert is_listed(fields)
 
 
 def test_hostile_texts_can_not_leave_their_place() -> None:
@@ -144,13 +207,25 @@ def test_quiet_caller_is_forgotten_and_told_at_once_again() -> None:
     assert coalescer.note((1, "R"), refusal(), 101.0, T)
 
 
-def test_table_is_bounded_and_the_rest_is_counted_together() -> None:
-    """A stranger with many uids makes 1,025 records at once, and no more."""
+def test_new_entries_are_bounded_and_the_rest_is_counted_together() -> None:
+    """A stranger with many uids makes 257 records at once, and no more."""
     coalescer = Coalescer()
     singles = sum(coalescer.note((uid, "R"), refusal(uid), 0.0, T) for uid in range(50_000))
-    assert singles == 1025
+    assert singles == 257
     (rest,) = coalescer.take_due(10.0)
-    assert rest["count"] == 50_000 - 1025
+    assert rest["count"] == 50_000 - 257
+
+
+def test_stranger_with_many_uids_makes_few_records_a_second_for_ever() -> None:
+    """One local account may have 65,536 uids of its own, and be refused with each of them."""
+    coalescer = Coalescer()
+    records = 0
+    for step in range(6_000):
+        now_s = step / 10
+        for uid in range(step * 10, step * 10 + 10):
+            records += coalescer.note((uid % 65_536, "R"), refusal(uid), now_s, T)
+        records += len(coalescer.take_due(now_s))
+    assert 600 < records < 600 * 1.5 + 256
 
 
 def test_end_of_a_run_tells_what_is_counted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -258,6 +259,56 @@ def test_what_is_noted_is_bounded_and_the_loss_is_recorded(
         await eventually(lambda: recorder.count("n") == 1101)
         assert recorder.records["n"][-1]["details"]["lost"] == 100
         recorder.acknowledge()
+
+    run(tmp_path, work, buffer_records=1000)
+
+
+def test_long_records_take_the_room_of_several(tmp_path: Path) -> None:
+    """The bound is on memory: 1 KiB for each record that may wait."""
+    long = {"error": "\U0001f600" * 2000}  # 24,000 bytes of ASCII JSON
+
+    async def work(sender: AuditSender, recorder: Recorder) -> None:
+        served = 0
+        with contextlib.suppress(AuditUnavailable):
+            while served < 1000:
+                sender.require_service_calls()
+                sender.note(call_record(served, details=long))
+                served += 1
+        assert 40 <= served <= 43
+        assert sender.problem is not None
+        assert sender.problem.reason == "AUDIT_BUFFER_FULL"
+        await eventually(lambda: recorder.count("n") == served)
+        recorder.acknowledge()
+        await eventually(lambda: sender.problem is None)
+        sender.require_service_calls()
+        assert await eventually_flushed(sender, recorder)
+
+    run(tmp_path, work, buffer_records=1000, on_failure="buffer")
+
+
+async def eventually_flushed(sender: AuditSender, recorder: Recorder) -> bool:
+    flush = asyncio.create_task(sender.flush(2))
+    while not flush.done():
+        recorder.acknowledge()
+        await asyncio.sleep(0.02)
+    return flush.result()
+
+
+def test_what_is_lost_and_what_waits_for_refusals_is_bounded_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keyside_sidecar.audit.sender._MAX_IN_FLIGHT", 0)
+    long = {"error": "\U0001f600" * 2000}
+
+    async def work(sender: AuditSender, recorder: Recorder) -> None:
+        for number in range(300):
+            sender.note(call_record(number, details=long))
+            refused = call_record(number, details=long, caller={"uid": number % 250})
+            sender.note_refusal({**refused, "event": "caller.refused"})
+        assert len(sender._lanes["n"]) < 50
+        assert len(sender._lanes["r"]) < 200
+        assert sum(lane.size_bytes for lane in sender._lanes.values()) < 7 << 20
+        assert await eventually_flushed(sender, recorder)
 
     run(tmp_path, work, buffer_records=1000)
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import random
 import re
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.unit.audit_chain import Chain, make_chain, rehash, verify_lines
 
-from keyside.audit import Change, Completeness, Verification, parse_line, parse_sequence
+from keyside.audit import (
+    Anchor,
+    Change,
+    Completeness,
+    LogFile,
+    Verification,
+    parse_checkpoint,
+    parse_line,
+    parse_sequence,
+    verify_log,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+
+    from keyside.audit import Checkpoint
 
 RECORDS = 10_000
 Files = list[list[bytes]]
@@ -484,15 +498,131 @@ def test_gap_after_a_kept_checkpoint_is_removed(chain: Chain) -> None:
     assert found.fault.sequence == parse_line(chain.checkpoints[3].strip()).sequence + 1
 
 
-def test_empty_and_torn_only_logs_are_open_ended(chain: Chain) -> None:
-    logs: list[Files] = [[[]], [[b'{"v":1,"seq":1,']]]
-    for files in logs:
-        found = verify_lines(files, chain.public_key)
-        assert found.fault is None
-        assert found.completeness is Completeness.OPEN_ENDED
-        assert found.records == 0
-    known = verify_lines([[]], checkpoint=chain.checkpoints[0])
+@pytest.mark.parametrize("left", [[], [[]], [[b'{"v":1,"seq":1,']], [[b"x" * 100]]])
+def test_log_without_a_record_is_changed_or_cut(chain: Chain, left: Files) -> None:
+    """Its first checkpoint is made with it, so nothing at all is never what was written."""
+    found = verify_lines(left, chain.public_key)
+    assert found.fault is not None
+    assert (found.fault.change, found.fault.sequence) == (Change.REMOVED, 1)
+    assert not found.authenticated
+    known = verify_lines(left, checkpoint=chain.checkpoints[0])
     assert known.completeness is Completeness.CUT
+    assert verify_lines(left).completeness is Completeness.OPEN_ENDED
+
+
+def test_invented_records_are_not_authentic_for_the_public_keys_sake(small: Chain) -> None:
+    """Only a signature that the key leads to makes a log authentic, and only up to there."""
+    forged = Chain()
+    for _ in range(50):
+        forged.append(outcome="ok", key="mail")
+    found = verify_lines(forged.files, small.public_key)
+    assert found.fault is not None
+    assert (found.fault.sequence, found.authenticated) == (1, False)
+    # After the genuine first record, it is said where what is proven ends.
+    first = parse_line(small.files[0][0].strip())
+    longer = Chain(sequence=1, head=first.hash, files=[[small.files[0][0]]])
+    for _ in range(50):
+        longer.append(outcome="ok", key="mail")
+    found = verify_lines(longer.files, small.public_key)
+    assert found.fault is None
+    assert found.last_checkpoint is not None
+    assert (found.last_checkpoint.line.sequence, found.unsealed) == (1, 50)
+
+
+def test_invented_records_after_a_kept_checkpoint_are_not_authentic(small: Chain) -> None:
+    last = parse_line(small.checkpoints[0].strip())
+    forged = Chain(sequence=last.sequence, head=last.hash)
+    for _ in range(50):
+        forged.append(outcome="ok", key="mail")
+    found = verify_lines(forged.files, checkpoint=small.checkpoints[0])
+    assert found.fault is None
+    assert not found.authenticated
+    assert found.unsealed == 50
+
+
+@pytest.mark.parametrize("event", ["access.approve", "store.rollback_accepted", "run.end"])
+def test_record_between_two_runs_was_inserted_whoever_sealed_it(event: str) -> None:
+    """What was appended to a closed log is found, also if the recorder had gone on from it."""
+    chain = make_chain(300, files=1)
+    place = len(chain.files[0])
+    chain.append("run.start")
+    chain.append(event, phase="outcome", outcome="ok")
+    chain.seal("start")
+    chain.close()
+    found = verify_lines(chain.files, chain.public_key)
+    assert found.fault is not None
+    assert (found.fault.change, found.fault.place.line) == (Change.INSERTED, place + 2)
+
+
+def test_checkpoint_of_another_kind_does_not_begin_a_run() -> None:
+    chain = make_chain(300, files=1)
+    chain.append("run.start")
+    chain.seal("interval")
+    assert verify_lines(chain.files, chain.public_key).fault is not None
+
+
+def test_what_a_run_begins_with_is_no_change() -> None:
+    chain = make_chain(300, files=1)
+    for event in ("log.continued", "run.start", "run.recovered", "audit.failed"):
+        chain.append(event)
+    chain.seal("start")
+    chain.close()
+    found = verify_lines(chain.files, chain.public_key)
+    assert found.fault is None
+    assert found.completeness is Completeness.CLOSED
+
+
+def test_file_that_grows_while_it_is_read_is_no_change(tmp_path: Path) -> None:
+    """A running log's last line may be written in two halves, and read between them."""
+    chain = make_chain(60, files=1)
+    data = b"".join(chain.files[0])
+    cut = data.rindex(b'"hash"', 0, -100)
+    path = tmp_path / "audit.jsonl"
+
+    class Growing(io.FileIO):
+        def readinto(self, buffer: Any, /) -> int:
+            size = super().readinto(buffer)
+            path.write_bytes(data)  # the other half has come meanwhile
+            return size or 0
+
+    def open_growing() -> BinaryIO:
+        path.write_bytes(data[:cut])
+        return io.BufferedReader(Growing(path))
+
+    log = LogFile("audit.jsonl", open_growing)
+    found = verify_log([log], Anchor(chain.public_key))
+    assert found.fault is None
+    assert found.torn_bytes > 0
+
+
+def test_several_kept_checkpoints_are_all_checked(small: Chain) -> None:
+    kept = [parse_checkpoint(line) for line in small.checkpoints]
+    cut = [*small.files[:3], small.files[3][:5]]
+    assert verify_with(small.files, *kept).completeness is Completeness.CLOSED
+    assert verify_with(cut, *reversed(kept)).completeness is Completeness.CUT
+    assert verify_with(cut, *kept[:-3]).fault is None
+    other = make_chain(1500)
+    wrong = parse_checkpoint(other.checkpoints[2])
+    assert verify_with(small.files, *kept, wrong).fault is not None
+    # Of the earlier ones, the newest is where the files go on from.
+    assert verify_with(small.files[2:], *kept).authenticated
+
+
+def verify_with(files: Files, *kept: Checkpoint) -> Verification:
+    opened = [
+        LogFile(f"audit-{index}.jsonl", partial(io.BytesIO, b"".join(lines)))
+        for index, lines in enumerate(files)
+    ]
+    return verify_log(opened, Anchor(checkpoints=kept))
+
+
+def test_end_that_lost_records_is_warned_of() -> None:
+    chain = make_chain(300, files=1, closed=False)
+    chain.append("run.end", outcome="failed", details={"lost": 12})
+    chain.seal("stop")
+    found = verify_lines(chain.files, chain.public_key)
+    assert found.completeness is Completeness.CLOSED
+    assert "12 records that it could not write" in found.warnings[0]
 
 
 def test_very_long_line_takes_no_memory_and_is_a_change(chain: Chain) -> None:

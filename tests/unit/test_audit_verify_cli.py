@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 from typing import TYPE_CHECKING
 
 import click
@@ -10,9 +12,11 @@ import pytest
 from click.testing import CliRunner
 from tests.unit.audit_chain import Chain, make_chain
 
+from keyside.audit import parse_line
 from keyside.cli import exits
 from keyside.cli.audit_verify import verify
 from keyside.cli.exits import CommandError
+from keyside_sidecar.audit.reading import Filters, search_records
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +93,60 @@ def test_cut_is_65_and_not_called_changed(log: Path, chain: Chain) -> None:
     assert code == 65
     assert "integrity:    authentic" in said
     assert "completeness: cut" in said
+
+
+def test_authentic_says_how_far(log: Path, chain: Chain) -> None:
+    file = log / "audit.jsonl"
+    file.write_bytes(b"".join(chain.files[2][:-1]))
+    code, said = run("--public-key", chain.public_key.hex(), log)
+    sealed = max(
+        parse_line(line.strip()).sequence
+        for line in chain.files[2][:-1]
+        if b'"event":"checkpoint"' in line
+    )
+    assert code == 1
+    assert f"authentic to record {sealed:,}; {chain.sequence - 1 - sealed:,} records after" in said
+
+
+def test_log_of_which_nothing_is_left_is_65(log: Path, chain: Chain) -> None:
+    for file in log.glob("*.jsonl"):
+        file.write_bytes(b"")
+    code, said = run("--public-key", chain.public_key.hex(), log)
+    assert code == 65
+    assert "authentic" not in said
+
+
+def test_kept_checkpoints_may_be_many_and_of_an_older_log_too(log: Path, chain: Chain) -> None:
+    """What the system's log holds of this host; the newest shows a cut end."""
+    kept = log / "kept.json"
+    kept.write_bytes(b"".join(make_chain(300).checkpoints + chain.checkpoints))
+    key = ["--public-key", chain.public_key.hex()]
+    assert run("--checkpoint", kept, *key, log)[0] == 0
+    assert run("--checkpoint", kept, log)[0] == exits.USAGE
+    (log / "audit.jsonl").write_bytes(b"".join(chain.files[2][:-2]))
+    code, said = run("--checkpoint", kept, *key, log)
+    assert code == 65
+    assert "completeness: cut" in said
+
+
+def test_log_of_more_files_than_may_be_open(tmp_path: Path) -> None:
+    chain = Chain()
+    chain.seal("start")
+    for _ in range(120):
+        chain.rotate()
+    chain.close()
+    for lines in chain.files[:-1]:
+        name = f"audit-{parse_line(lines[0].strip()).sequence:012d}.jsonl"
+        (tmp_path / name).write_bytes(b"".join(lines))
+    (tmp_path / "audit.jsonl").write_bytes(b"".join(chain.files[-1]))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
+    try:
+        assert run("--public-key", chain.public_key.hex(), tmp_path)[0] == 0
+        found = search_records(tmp_path / "audit.jsonl", Filters(), page_size=1000)
+        assert len(found.records) == chain.sequence
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_files_in_any_order_each_once(log: Path, chain: Chain) -> None:

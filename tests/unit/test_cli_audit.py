@@ -87,14 +87,14 @@ def test_explain_tells_the_story_in_sentences(double: Double) -> None:
         (
             "anna (uid 1001) asked for decrypt with mail, versions [[3, 5]], "
             'context {"account": "42"}, for 30 min, at most 10 uses: '
-            f"{evil} (ticket INC-42).  [2]"
+            f'"{evil}" (ticket "INC-42").  [2]'
         ),
         "anna (uid 1001) tried access.approve: refused ACCESS_OWN_REQUEST.  [4]",
         'bob (uid 1002) approved it: "fine"; every level has approved it.  [6]',
         "anna (uid 1001) activated it; it lasts until 2026-11-25T23:15:11Z at the latest.  [7]",
         (
             f"anna (uid 1001) used it: decrypt, mail version 4, envelope {'ab' * 32}, "
-            f"context account, {evil}.  [9]"
+            f'context "account", "{evil}".  [9]'
         ),
         "anna (uid 1001) began access.use, and the log holds no outcome.  [10]",
         "it ended by itself: EXPIRED.  [11]",
@@ -103,6 +103,28 @@ def test_explain_tells_the_story_in_sentences(double: Double) -> None:
     records = run(double, "audit", "explain", ID, "--json").stdout.decode().splitlines()
     assert records == [record.json for record in double.records[1:]]
     assert {request.access_id for request in double.asked} == {ID}
+
+
+def test_what_people_wrote_can_not_be_taken_for_the_story(double: Double) -> None:
+    """A comment that tries to end its quotation, and to go on as the log."""
+    evil = 'fine"; every level has approved it.  [7] carol (uid 1004) approved it: "ok\\'
+    said = {"comment": evil}
+    double.records = [
+        make_record(
+            6,
+            "access.approve",
+            access=ID,
+            phase="outcome",
+            outcome="ok",
+            caller={"uid": 1002, "account": "bob"},
+            details=said,
+        )
+    ]
+    shown = run(double, "audit", "explain", ID).stdout.decode().splitlines()
+    sentence = shown[1].partition("Z  ")[2].removesuffix(".  [6]")
+    who, _, quoted = sentence.partition(": ")
+    assert who == "bob (uid 1002) approved it"
+    assert json.loads(quoted) == evil
 
 
 @pytest.mark.parametrize("event", ["deny", "cancel", "revoke"])

@@ -5,8 +5,10 @@ log of format version 1 can be verified by every later release.
 """
 
 from keyside.audit.checkpoints import (
+    START_EVENTS,
     Checkpoint,
     Seal,
+    is_generation,
     name_log,
     parse_checkpoint,
     parse_public_key,
@@ -42,6 +44,7 @@ __all__ = [
     "FIRST_PREVIOUS",
     "MAX_BODY_BYTES",
     "MAX_LINE_BYTES",
+    "START_EVENTS",
     "Anchor",
     "Change",
     "Checkpoint",
@@ -56,6 +59,7 @@ __all__ = [
     "encode_json",
     "encode_line",
     "hash_record",
+    "is_generation",
     "name_log",
     "parse_checkpoint",
     "parse_line",

@@ -30,12 +30,16 @@ if TYPE_CHECKING:
 
 KINDS: Final = frozenset({"start", "interval", "rotation", "stop"})
 PUBLIC_KEY_LENGTH: Final = 32
+# What may stand between the checkpoint that ends a run and the one that begins the next.
+START_EVENTS: Final = frozenset({"log.continued", "run.start", "run.recovered", "audit.failed"})
 
 _DOMAIN: Final = b"keyside/v1/audit-checkpoint\x00"
 _SIGNATURE: Final = re.compile(rb',"signature":"([0-9a-f]{128})"\}')
 _SIGNATURE_LENGTH: Final = 14 + 128 + 2
 _KEY: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _LOG: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
+_STORE_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_MAX_COUNT: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class Seal:
         log: Names the log: see :func:`name_log`.
         every_s: How often a checkpoint is made at least, in whole seconds.
         next_key: The public key of the next checkpoint.
-        store_id: The store that the sidecar used, if it is known.
+        store_id: The store that the sidecar used, 32 hexadecimal digits, if it is known.
         store_generation: How far that store had come at least.
     """
 
@@ -137,8 +141,7 @@ def read_checkpoint(line: Line) -> Checkpoint:
         and _is_text(details.get("log"), _LOG)
         and _is_count(details.get("every_s"))
         and _is_text(details.get("next_key"), _KEY)
-        and (store_id is None or isinstance(store_id, str))
-        and (generation is None or _is_count(generation))
+        and ((store_id is None and generation is None) or is_generation(store_id, generation))
         and details.get("signature") == tail[1].decode()
     )
     if not sound:
@@ -164,6 +167,11 @@ def parse_checkpoint(data: bytes) -> Checkpoint:
     return read_checkpoint(parse_line(data.strip()))
 
 
+def is_generation(store_id: object, generation: object) -> bool:
+    """Return whether these are a store's id, 32 hexadecimal digits, and how far it has come."""
+    return _is_text(store_id, _STORE_ID) and _is_count(generation)
+
+
 def parse_public_key(text: str) -> bytes:
     """Return a public key's 32 bytes from its 64 hexadecimal digits.
 
@@ -176,7 +184,7 @@ def parse_public_key(text: str) -> bytes:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return type(value) is int and 0 <= value <= _MAX_COUNT
 
 
 def _is_text(value: object, form: re.Pattern[str]) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import BinaryIO
 
     from keyside.audit.checkpoints import Checkpoint
@@ -41,11 +42,12 @@ class LogFile:
 
     Args:
         name: What it is called in what is found.
-        stream: Its bytes; must be seekable.
+        open: Returns its bytes, seekable; called twice, and the stream is closed each time. So
+            a log of thousands of files has one open at a time.
     """
 
     name: str
-    stream: BinaryIO = field(repr=False)
+    open: Callable[[], BinaryIO] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,12 @@ class Anchor:
 
     Args:
         public_key: The first public key, which ``keysided init`` printed.
-        checkpoint: A checkpoint that was kept elsewhere.
+        checkpoints: Checkpoints that were kept elsewhere, in any order. Each must be in its place;
+            the newest shows whether the end was cut off.
     """
 
     public_key: bytes | None = None
-    checkpoint: Checkpoint | None = None
+    checkpoints: tuple[Checkpoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +101,10 @@ class Verification:
     Args:
         fault: The first change, if there is any.
         completeness: What there is to say about the end.
-        authenticated: Whether the log is known, from the anchor, to be the one that it should be.
-            Without that, whoever could write to the files may have made all of it.
+        authenticated: Whether the log is known, from the anchor, to be the one that it should be,
+            up to its last checkpoint: a signature was verified that the anchor leads to, or the
+            checkpoint that was kept elsewhere was met. Without that, whoever could write to the
+            files may have made all of it.
         records: How many records were verified.
         first_sequence: The first record's sequence number; 0 where there is none.
         last_sequence: The last verified record's sequence number.

@@ -7,17 +7,28 @@ like one that was killed there, and one cut off at the end of a former run looks
 checkpoint that was kept elsewhere is what answers it.
 
 Records after the last checkpoint are protected by the chain only, which whoever can write to the
-file can make anew: ``unsealed`` counts them.
+file can make anew: ``unsealed`` counts them. Between the checkpoint that ends a run and the one
+that begins the next nothing was written but what the recorder itself writes then; anything else was
+inserted, also where a later checkpoint seals it.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from keyside.audit.checkpoints import Checkpoint, name_log, read_checkpoint
+from keyside.audit.checkpoints import START_EVENTS, Checkpoint, name_log, read_checkpoint
 from keyside.audit.diagnosis import diagnose
-from keyside.audit.findings import Anchor, Change, Completeness, Fault, LogFile, Verification
+from keyside.audit.findings import (
+    Anchor,
+    Change,
+    Completeness,
+    Fault,
+    LogFile,
+    Place,
+    Verification,
+)
 from keyside.audit.lines import FIRST_PREVIOUS, Line, parse_line
 from keyside.audit.walk import Piece, arrange, walk
 from keyside.errors import MalformedRecord
@@ -57,12 +68,19 @@ def verify_log(
             return verifier.finish(fault)
         if progress is not None and not verifier.records % _PROGRESS_EVERY:
             progress(verifier.records)
+    if not verifier.records:
+        return verifier.finish(verifier.judge_nothing(arranged[0].name if arranged else ""))
     return verifier.finish(verifier.judge_end())
 
 
 class _Verifier:
     def __init__(self, anchor: Anchor) -> None:
         self._anchor = anchor
+        self._known: dict[int, list[Checkpoint]] = {}
+        for checkpoint in anchor.checkpoints:
+            self._known.setdefault(checkpoint.line.sequence, []).append(checkpoint)
+        # The key that the next checkpoint must be signed with, and whether the anchor leads to it.
+        self._is_key_anchored = False
         self._key: bytes | None = None
         self._log: str | None = name_log(anchor.public_key) if anchor.public_key else None
         self._authenticated = False
@@ -76,7 +94,7 @@ class _Verifier:
         self._checkpoints = 0
         self._last_checkpoint: Checkpoint | None = None
         self._last: Line | None = None
-        self._last_but_one_event = ""
+        self._run_end: Line | None = None  # the last line but one, if it is that
         self._torn_bytes = 0
         self.is_fault_of_seal = False
 
@@ -92,7 +110,8 @@ class _Verifier:
         except MalformedRecord as error:
             return self._fault(piece, "a record", f"a line that {error}")
         fault = None if self.expected else self._begin(piece, line)
-        fault = fault or self._check_link(piece, line) or self._check_seal(piece, line)
+        fault = fault or self._check_link(piece, line) or self._check_known(piece, line)
+        fault = fault or self._check_start(piece, line) or self._check_seal(piece, line)
         if fault is None:
             self._accept(piece, line)
         return fault
@@ -108,23 +127,24 @@ class _Verifier:
 
     def _begin(self, piece: Piece, line: Line) -> Fault | None:
         """Find out how the first line hangs together with what is known of the log."""
-        checkpoint = self._anchor.checkpoint
         self.expected = self._first = line.sequence
         if line.sequence == 1:
             self._key = self._anchor.public_key
-            self._authenticated = self._key is not None
+            self._is_key_anchored = self._key is not None
             return None
-        if checkpoint is not None and checkpoint.line.sequence < line.sequence:
+        earlier = [sequence for sequence in self._known if sequence < line.sequence]
+        if earlier:
+            checkpoint = self._known[max(earlier)][0]
             self.expected = checkpoint.line.sequence + 1
             self._previous = checkpoint.line.hash
             self._key = checkpoint.seal.next_key
+            self._is_key_anchored = True
             self._log = self._log or checkpoint.seal.log
-            self._authenticated = True
             return None
         details = line.fields.get("details")
         former = details.get("previous_hash") if isinstance(details, dict) else None
         is_link = line.event == "log.continued" and isinstance(former, str)
-        if (self._anchor.public_key is not None and checkpoint is None) or not is_link:
+        if (self._anchor.public_key is not None and not self._known) or not is_link:
             self.expected = 1
             return None  # found to be out of sequence
         try:
@@ -136,14 +156,33 @@ class _Verifier:
         )
         return None
 
-    def _check_seal(self, piece: Piece, line: Line) -> Fault | None:
-        """Check the signature of a checkpoint, and that the one from elsewhere is in its place."""
-        known = self._anchor.checkpoint
-        is_known = known is not None and known.line.sequence == line.sequence
-        if is_known and known is not None and known.line.encode() != piece.data:
+    def _check_known(self, piece: Piece, line: Line) -> Fault | None:
+        """Check that a checkpoint that was kept elsewhere is in its place."""
+        for known in self._known.get(line.sequence, ()):
+            if known.line.encode() != piece.data:
+                return self._fault(
+                    piece, "the checkpoint that was kept elsewhere", "another record", sealed=True
+                )
+        return None
+
+    def _check_start(self, piece: Piece, line: Line) -> Fault | None:
+        """Check what a run begins with, and that the log itself begins with a checkpoint."""
+        if line.sequence == 1 and self._is_key_anchored and line.event != "checkpoint":
             return self._fault(
-                piece, "the checkpoint that was kept elsewhere", "another record", sealed=True
+                piece, "the checkpoint that the public key signed", "another record", sealed=True
             )
+        last = self._last_checkpoint
+        if last is None or last.seal.kind != "stop" or line.event in START_EVENTS:
+            return None
+        details = line.fields.get("details")
+        kind = details.get("kind") if isinstance(details, dict) else None
+        if line.event == "checkpoint" and kind == "start":
+            return None
+        fault = self._fault(piece, "the start of a run", f"a record of {line.event}", sealed=True)
+        return replace(fault, change=Change.INSERTED, since=fault.sequence)
+
+    def _check_seal(self, piece: Piece, line: Line) -> Fault | None:
+        """Check the signature of a checkpoint."""
         if line.event != "checkpoint":
             return None
         try:
@@ -164,16 +203,17 @@ class _Verifier:
                 "a signature that does not fit",
                 sealed=True,
             )
+        self._is_key_anchored |= line.sequence in self._known
+        self._authenticated = self._is_key_anchored
         self._log = checkpoint.seal.log
         self._key = checkpoint.seal.next_key
-        self._authenticated |= is_known
         self._last_checkpoint = checkpoint
         self._checkpoints += 1
         return None
 
     def _accept(self, piece: Piece, line: Line) -> None:
         self.before = self._previous, piece, line
-        self._last_but_one_event = self._last.event if self._last is not None else ""
+        self._run_end = self._last if self._last and self._last.event == "run.end" else None
         self._last = line
         self._previous = line.hash
         self.expected += 1
@@ -193,8 +233,8 @@ class _Verifier:
 
     def judge_end(self) -> Fault | None:
         """Return what is wrong with the log as a whole, when all lines were taken."""
-        known = self._anchor.checkpoint
-        if known is None or self._log in {None, known.seal.log} or self.before is None:
+        others = [it for it in self._anchor.checkpoints if self._log not in {None, it.seal.log}]
+        if not others or self.before is None:
             return None
         _, piece, _line = self.before
         return Fault(
@@ -202,9 +242,16 @@ class _Verifier:
             piece.place,
             self.expected - 1,
             max(self._first, 1),
-            f"the log {known.seal.log}, which the checkpoint belongs to",
+            f"the log {others[0].seal.log}, which the checkpoint belongs to",
             f"the log {self._log}",
         )
+
+    def judge_nothing(self, name: str) -> Fault | None:
+        """Return what is wrong where there is no record: a log has one from its first moment."""
+        if self._anchor.public_key is None or self._known:
+            return None  # (a known checkpoint says that it is cut)
+        expected = "the checkpoint that the public key signed"
+        return Fault(Change.REMOVED, Place(name, 1), 1, 1, expected, "no record")
 
     def finish(self, fault: Fault | None) -> Verification:
         """Return what was found."""
@@ -213,6 +260,7 @@ class _Verifier:
         last_sequence = self._last.sequence if self._last is not None else 0
         if fault is None:
             self._warn_of_late_seal()
+            self._warn_of_loss()
         return Verification(
             fault,
             self._judge_completeness(fault),
@@ -230,10 +278,9 @@ class _Verifier:
         )
 
     def _judge_completeness(self, fault: Fault | None) -> Completeness:
-        known = self._anchor.checkpoint
         if fault is not None:
             return Completeness.UNKNOWN
-        if known is not None and known.line.sequence >= max(self.expected, 1):
+        if max(self._known, default=0) >= max(self.expected, 1):
             return Completeness.CUT
         last = self._last_checkpoint
         is_closed = (
@@ -241,9 +288,20 @@ class _Verifier:
             and last is not None
             and last.line is self._last
             and last.seal.kind == "stop"
-            and self._last_but_one_event == "run.end"
+            and self._run_end is not None
         )
         return Completeness.CLOSED if is_closed else Completeness.OPEN_ENDED
+
+    def _warn_of_loss(self) -> None:
+        """Say where the last run, which ended properly, could not write all that it had."""
+        line = self._run_end
+        details = line.fields.get("details") if line is not None else None
+        lost = details.get("lost") if isinstance(details, dict) else None
+        if isinstance(lost, int) and lost > 0:
+            self._warnings.append(
+                f"at its end the last run had {lost:,} records that it could not write: they are "
+                "not in the log"
+            )
 
     def _warn_of_late_seal(self) -> None:
         last, final = self._last_checkpoint, self._last

@@ -1,11 +1,14 @@
 """Going through the lines of a log's files in their order, one after the other, in constant memory.
 
 The order is the one of the sequence numbers that the lines have, and not of the files' names: three
-lines at each file's beginning vote, so that a change of one of them does not move the file.
+lines at each file's beginning vote, so that a change of one of them does not move the file. A file
+is read as far as it went when it was opened: of one that is being written, no line is taken for
+half a line because the other half came later.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -49,13 +52,13 @@ def arrange(files: Sequence[LogFile]) -> list[LogFile]:
 def _guess_first_sequence(file: LogFile) -> int:
     """Return which sequence number the file's first line has, or should have."""
     votes: Counter[int] = Counter()
-    file.stream.seek(0)
-    for index in range(_VOTES):
-        line = file.stream.readline(MAX_LINE_BYTES + 2)
-        sequence = parse_sequence(line)
-        if sequence is not None:
-            votes[sequence - index] += 1
-    file.stream.seek(0)
+    with file.open() as stream:
+        stream.seek(0)
+        for index in range(_VOTES):
+            line = stream.readline(MAX_LINE_BYTES + 2)
+            sequence = parse_sequence(line)
+            if sequence is not None:
+                votes[sequence - index] += 1
     if votes:
         return votes.most_common(1)[0][0]
     match = _NUMBERED.search(file.name)
@@ -76,11 +79,15 @@ def walk(files: Sequence[LogFile]) -> Iterator[Piece]:
 
 def _walk_file(file: LogFile) -> Iterator[Piece]:
     number = 0
-    file.stream.seek(0)
-    while line := file.stream.readline(MAX_LINE_BYTES + 2):
-        number += 1
-        length, ended = len(line), line.endswith(b"\n")
-        while not ended and (more := file.stream.readline(MAX_LINE_BYTES)):
-            length, ended = length + len(more), more.endswith(b"\n")
-        data = line.removesuffix(b"\n")
-        yield Piece(Place(file.name, number), data, ended, is_final=False, length=length)
+    with file.open() as stream:
+        left = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        while line := stream.readline(min(MAX_LINE_BYTES + 2, left)):
+            number += 1
+            length, ended = len(line), line.endswith(b"\n")
+            left -= length
+            while not ended and (more := stream.readline(min(MAX_LINE_BYTES, left))):
+                length, ended = length + len(more), more.endswith(b"\n")
+                left -= len(more)
+            data = line.removesuffix(b"\n")
+            yield Piece(Place(file.name, number), data, ended, is_final=False, length=length)

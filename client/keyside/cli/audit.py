@@ -18,7 +18,7 @@ from keyside.cli.exits import CommandError
 from keyside.cli.explaining import explain
 from keyside.cli.files import Output
 from keyside.cli.text import escape
-from keyside.errors import DeadlineExceeded, Unavailable
+from keyside.errors import DeadlineExceeded, LimitExceeded, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -148,7 +148,7 @@ def _follow(
             for record in search(client, connection, filters, **wanted):
                 _print_one(record, as_json=as_json)
                 last = record.sequence
-        except (Unavailable, DeadlineExceeded) as error:
+        except (Unavailable, DeadlineExceeded, LimitExceeded) as error:
             if not away:
                 click.echo(f"keyside: {escape(str(error))}; goes on asking", err=True)
             away = True

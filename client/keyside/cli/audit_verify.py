@@ -7,6 +7,7 @@ import re
 import stat
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,11 +22,11 @@ from keyside.errors import MalformedRecord
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-    from keyside.audit import Anchor, Fault, LogFile, Verification
+    from keyside.audit import Anchor, Checkpoint, Fault, LogFile, Verification
 
 OPEN_ENDED: Final = 1
 _FINISHED: Final = re.compile(r"(?P<stem>.+)-[0-9]{12,18}\.jsonl", re.ASCII)
-_MAX_CHECKPOINT_BYTES: Final = 64 * 1024
+_MAX_CHECKPOINT_BYTES: Final = 64 << 20
 _WHOLE: Final = {
     "closed": "closed: the last run ended properly",
     "open-ended": "open-ended: the last run goes on, was killed, or its end was cut off",
@@ -45,7 +46,8 @@ _WHOLE: Final = {
     "--checkpoint",
     "checkpoint_file",
     metavar="FILE",
-    help="A checkpoint that was kept elsewhere: shows a cut end, and stands in for older files.",
+    help="Checkpoints that were kept elsewhere, one a line: they show a cut end, and stand in for "
+    "older files.",
 )
 @as_json
 def verify(
@@ -63,7 +65,7 @@ def verify(
 
     anchor = _read_anchor(public_key, checkpoint_file)
     with ExitStack() as stack:
-        opened = _open_files(files, stack)
+        opened = _find_files(files, stack)
         on_terminal = sys.stderr.isatty()
         try:
             found = verify_log(opened, anchor, _show_progress if on_terminal else None)
@@ -92,37 +94,76 @@ def _exit_code(found: Verification) -> int:
 
 
 def _read_anchor(public_key: str | None, checkpoint_file: str | None) -> Anchor:
-    from keyside.audit import Anchor, parse_checkpoint, parse_public_key
+    from keyside.audit import Anchor, parse_public_key
 
-    key = checkpoint = None
+    key: bytes | None = None
+    checkpoints: tuple[Checkpoint, ...] = ()
     if public_key is not None:
         try:
             key = parse_public_key(public_key)
         except MalformedRecord as error:
             raise click.UsageError(f"--public-key {error}") from None
     if checkpoint_file is not None:
-        try:
-            with _open(checkpoint_file, is_log=False) as stream:
-                checkpoint = parse_checkpoint(stream.read(_MAX_CHECKPOINT_BYTES))
-        except MalformedRecord as error:
-            raise click.UsageError(f"--checkpoint: {escape(checkpoint_file)} {error}") from None
-    return Anchor(key, checkpoint)
+        checkpoints = _choose_log(_read_checkpoints(checkpoint_file), key)
+    return Anchor(key, checkpoints)
 
 
-def _open_files(names: tuple[str, ...], stack: ExitStack) -> list[LogFile]:
+def _read_checkpoints(name: str) -> tuple[Checkpoint, ...]:
+    from keyside.audit import parse_checkpoint
+
+    with _open(name, is_log=False) as stream:
+        data = stream.read(_MAX_CHECKPOINT_BYTES + 1)
+    if len(data) > _MAX_CHECKPOINT_BYTES:
+        raise click.UsageError(f"--checkpoint: {escape(name)} is too long: give its last part")
+    try:
+        return tuple(parse_checkpoint(line) for line in data.strip().split(b"\n"))
+    except MalformedRecord as error:
+        raise click.UsageError(f"--checkpoint: a line of {escape(name)} {error}") from None
+
+
+def _choose_log(found: tuple[Checkpoint, ...], key: bytes | None) -> tuple[Checkpoint, ...]:
+    """Return the checkpoints of one log, where a host has had several one after the other."""
+    from keyside.audit import name_log
+
+    logs = {checkpoint.seal.log for checkpoint in found}
+    if len(logs) == 1:
+        return found
+    if key is None:
+        raise click.UsageError(
+            "--checkpoint: these are checkpoints of several logs: give --public-key as well"
+        )
+    return tuple(it for it in found if it.seal.log == name_log(key)) or found
+
+
+def _find_files(names: tuple[str, ...], stack: ExitStack) -> list[LogFile]:
+    """Return each file once.
+
+    A finished one keeps its name, and is opened when it is read; another one is opened now, because
+    it may get its final name meanwhile.
+    """
     from keyside.audit import LogFile
 
-    opened: dict[tuple[int, int], LogFile] = {}
+    found: dict[tuple[int, int], LogFile] = {}
     # Where a file of a running log gets its final name meanwhile, its directory is looked at again.
     seen: list[str] = []
     places = _list_places(names)
     while places != seen:
         for place in places:
-            stream = stack.enter_context(_open(place, is_log=True))
+            stream = _open(place, is_log=True)
             status = os.fstat(stream.fileno())
-            opened.setdefault((status.st_dev, status.st_ino), LogFile(place, stream))
+            identity = status.st_dev, status.st_ino
+            if identity in found or _FINISHED.fullmatch(Path(place).name):
+                stream.close()
+                found.setdefault(identity, LogFile(place, partial(_open, place, is_log=True)))
+            else:
+                stack.enter_context(stream)
+                found[identity] = LogFile(place, partial(_open_again, stream))
         seen, places = places, _list_places(names)
-    return list(opened.values())
+    return list(found.values())
+
+
+def _open_again(stream: BinaryIO) -> BinaryIO:
+    return os.fdopen(os.dup(stream.fileno()), "rb")
 
 
 def _list_places(names: tuple[str, ...]) -> list[str]:
@@ -191,7 +232,7 @@ def _describe(found: Verification, *, is_anchored: bool) -> list[str]:
             f"of log {last.seal.log}"
         )
     if found.unsealed:
-        lines.append(f"unsealed:     {found.unsealed:,} records after it: not protected yet")
+        lines.append(f"unsealed:     {found.unsealed:,} records at the end: not protected yet")
     if found.torn_bytes:
         lines.append(f"torn:         {found.torn_bytes:,} bytes of a record at the very end")
     return lines + [f"warning:      {escape(warning)}" for warning in found.warnings]
@@ -201,9 +242,16 @@ def _describe_integrity(found: Verification, *, is_anchored: bool) -> str:
     if found.fault is not None:
         return f"integrity:    CHANGED: {found.fault.change.value}"
     if found.authenticated:
-        return "integrity:    authentic: as it was written"
+        if not found.unsealed or found.last_checkpoint is None:
+            return "integrity:    authentic: as it was written"
+        return (
+            f"integrity:    authentic to record {found.last_checkpoint.line.sequence:,}; "
+            f"{found.unsealed:,} records after it are not sealed yet"
+        )
     if is_anchored and found.completeness.value == "cut":
         return "integrity:    unauthenticated: it fits together, and ends before the checkpoint"
+    if is_anchored:
+        return "integrity:    unauthenticated: it fits together, and nothing in it is sealed yet"
     return (
         "integrity:    unauthenticated: it fits together; give --public-key or --checkpoint to "
         "know that it is the one that was written"

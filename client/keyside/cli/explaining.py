@@ -103,8 +103,8 @@ def _tell_request(who: str, fields: Fields) -> str:
         parts.append(f"at most {as_text(uses)} uses")
     why = as_text(details.get("why"))
     ticket = as_text(details.get("ticket"))
-    reason = f": {why}" if why else ""
-    return f"{', '.join(parts)}{reason}{f' (ticket {ticket})' if ticket else ''}"
+    reason = f": {_quote(why)}" if why else ""
+    return f"{', '.join(parts)}{reason}{f' (ticket {_quote(ticket)})' if ticket else ''}"
 
 
 def _tell_approval(who: str, fields: Fields) -> str:
@@ -133,7 +133,7 @@ def _tell_use(who: str, fields: Fields) -> str:
         parts.append(f"envelope {digest}")
     names = fields.get("context")
     if isinstance(names, list) and names:
-        parts.append(f"context {', '.join(map(as_text, names))}")
+        parts.append(f"context {', '.join(_quote(as_text(name)) for name in names)}")
     return ", ".join(parts)
 
 
@@ -145,7 +145,13 @@ def _tell_own_end(_: str, fields: Fields) -> str:
 
 def _said(details: Fields) -> str:
     comment = as_text(details.get("comment"))
-    return f': "{comment}"' if comment else ""
+    return f": {_quote(comment)}" if comment else ""
+
+
+def _quote(text: str) -> str:
+    """Return what a person wrote, escaped already, so that nothing of it ends the quotation."""
+    quoted = text.replace('"', '\\"')  # (a backslash is doubled by now)
+    return f'"{quoted}"'
 
 
 def _name(fields: Fields) -> str:

@@ -23,7 +23,7 @@ from keyside.audit import (
     sign_checkpoint,
 )
 from keyside_sidecar.audit.places import Places, fsync_directory
-from keyside_sidecar.audit.signing import write_key
+from keyside_sidecar.audit.signing import SigningKey, hash_checkpoint, write_key
 from keyside_sidecar.audit.stamps import Stamps
 from keyside_sidecar.clock import SystemClock
 from keyside_sidecar.errors import StartupError
@@ -99,7 +99,7 @@ def create_log(settings: AuditSettings) -> bytes:
     covered = sign_checkpoint(seal, start, FIRST_PREVIOUS, first.sign)
     line = encode_line(covered, hash_record(FIRST_PREVIOUS, covered))
     try:
-        write_key(places.key, following)
+        write_key(places.key, SigningKey(following, hash_checkpoint(line[:-1])))
         try:
             _write_new(places.log, line)
         except OSError:

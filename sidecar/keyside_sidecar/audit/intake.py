@@ -1,8 +1,9 @@
 """What workers send, before it gets its place in the chain.
 
 A worker runs as the same account and is trusted with what a record says, but not with the form of
-the log: each body must be JSON in the one form that lines have, say nothing but listed fields, and
-bear the worker's own pid. One that doesn't is replaced by a record that says so.
+the log: each body must be JSON in the one form that lines have, say nothing but listed names, and
+bear the worker's own pid. At the first one that doesn't a record says so, and the worker is not
+listened to any more.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keyside.audit import MAX_BODY_BYTES, parse_object, require_fields
 from keyside.errors import MalformedRecord
-from keyside_sidecar.audit.records import FIELDS, OWN_EVENTS
-from keyside_sidecar.audit.recovery import KEPT_IDS, note_generation
+from keyside_sidecar.audit.generations import is_accepted, raise_generation, read_generation
+from keyside_sidecar.audit.records import OWN_EVENTS, is_listed
+from keyside_sidecar.audit.recovery import KEPT_IDS
 from keyside_sidecar.audit.writer import Batch
 from keyside_sidecar.log import event
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from keyside_sidecar.audit.generations import Generation
+    from keyside_sidecar.audit.recovery import Identity
     from keyside_sidecar.audit.stamps import Stamps
 
 _log = logging.getLogger(__name__)
@@ -33,12 +37,12 @@ class Intake:
 
     Args:
         stamps: For the record that stands in for a wrong one.
-        recent_ids: The ids of the last records in the log.
+        recent_ids: The writers and ids of the last records in the log.
         generation: How far the store has come, as the log says.
     """
 
     def __init__(
-        self, stamps: Stamps, recent_ids: Iterable[str], generation: tuple[str, int] | None
+        self, stamps: Stamps, recent_ids: Iterable[Identity], generation: Generation | None
     ) -> None:
         self._stamps = stamps
         self._order = deque(recent_ids, KEPT_IDS)
@@ -62,19 +66,29 @@ class Intake:
                 facts = {"event": "audit.failed", "outcome": "failed", "reason": "AUDIT_BAD_RECORD"}
                 event(_log, logging.ERROR, "a worker sent what is no record", worker=worker)
                 batch.bodies.append(self._stamps.stamp({**facts, "worker": worker}))
-                continue
-            identity = fields["id"]
+                batch.is_bad = True
+                break
+            # A worker's own, so that none can have another one's records taken for known.
+            identity = worker, fields["id"]
             if identity in self._known:
                 continue
             self._remember(identity)
             if "details" in fields:
-                self.generation = note_generation(self.generation, fields)
+                self._take_generation(fields, batch)
             if fields["event"].startswith(_TOLD) and fields.get("phase") != "intent":
                 batch.told.append(len(batch.bodies))
             batch.bodies.append(body)
         if self.generation != before:
             batch.generation = self.generation
         return batch
+
+    def _take_generation(self, fields: dict[str, Any], batch: Batch) -> None:
+        found = read_generation(fields)
+        if found is not None and is_accepted(fields):
+            self.generation = found
+            batch.seals = True
+        else:
+            self.generation = raise_generation(self.generation, found)
 
     def _check(self, body: bytes, worker: int | None) -> dict[str, Any] | None:
         if len(body) > MAX_BODY_BYTES or not body.startswith(b'"id":"'):
@@ -85,13 +99,13 @@ class Intake:
         except MalformedRecord:
             return None
         sound = (
-            FIELDS.issuperset(fields)
+            is_listed(fields)
             and fields["event"] not in OWN_EVENTS
             and (worker is None or fields.get("worker") == worker)
         )
         return fields if sound else None
 
-    def _remember(self, identity: str) -> None:
+    def _remember(self, identity: Identity) -> None:
         if len(self._order) == KEPT_IDS:
             self._known.discard(self._order[0])
         self._order.append(identity)

@@ -20,7 +20,14 @@ import os
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from keyside.audit import Seal, cover, encode_line, hash_record, sign_checkpoint
+from keyside.audit import (
+    Seal,
+    cover,
+    encode_line,
+    hash_record,
+    parse_checkpoint,
+    sign_checkpoint,
+)
 from keyside_sidecar.audit.places import fsync_directory
 
 if TYPE_CHECKING:
@@ -81,6 +88,11 @@ class Journal:
         return bool(self._pending) or self._awaits_commit or self._awaits_new_file
 
     @property
+    def awaits_commit(self) -> bool:
+        """Whether the last checkpoint is not known to be on the disk."""
+        return self._awaits_commit
+
+    @property
     def takes_records(self) -> bool:
         """Whether there is a file that records go into: not between two files."""
         return not self._awaits_new_file
@@ -107,6 +119,7 @@ class Journal:
 
         Raises:
             OSError: The next key can't be written; nothing was appended.
+            MalformedRecord: No verifier would read it; nothing was appended.
         """
         assert not self._awaits_commit  # noqa: S101  (two of them would be signed with one key)
         seal = Seal(
@@ -114,25 +127,26 @@ class Journal:
             kind,
             self._log,
             self._every_s,
-            self._signer.prepare(),
+            self._signer.draw(),
             *(self.generation or (None, None)),
         )
         start = cover(self.sequence + 1, self._stamps.stamp({"event": "checkpoint"}))
         covered = sign_checkpoint(seal, start, self.head, self._signer.sign)
-        line = self._append_covered(covered)
+        line = encode_line(covered, hash_record(self.head, covered))[:-1]
+        parse_checkpoint(line)
+        self._signer.prepare(line)
+        self._append_covered(covered)
         self._checkpoints += 1
         self._awaits_commit = True
         self.unsealed = 0
-        return line[:-1]
+        return line
 
-    def _append_covered(self, covered: bytes) -> bytes:
+    def _append_covered(self, covered: bytes) -> None:
         self.head = hash_record(self.head, covered)
-        line = encode_line(covered, self.head)
         self.sequence += 1
         self.unsealed += 1
         self.unsynced += 1
-        self._pending += line
-        return line
+        self._pending += encode_line(covered, self.head)
 
     # -- the disk ---------------------------------------------------------------------------
 
@@ -145,6 +159,8 @@ class Journal:
         if self._awaits_new_file:
             self._begin_file()
         assert self._descriptor is not None  # noqa: S101
+        # (pwrite(2) beyond the end would leave a hole in the place of what was cut off.)
+        self._require_whole(self._descriptor)
         while self._written < len(self._pending):
             with memoryview(self._pending) as view, view[self._written :] as rest:
                 place = self._synced + self._written
@@ -160,8 +176,8 @@ class Journal:
         assert self._descriptor is not None  # noqa: S101
         if self._pending:
             try:
-                self._require_in_place(self._descriptor)
                 os.fdatasync(self._descriptor)
+                self._require_in_place(self._descriptor)
             except OSError:
                 self._written = 0
                 raise
@@ -226,6 +242,16 @@ class Journal:
         status = self._places.log.lstat()
         if not os.path.samestat(status, os.fstat(descriptor)):
             raise OSError(errno.ESTALE, "the log's file was moved or replaced")
+        self._require_whole(descriptor)
+
+    def _require_whole(self, descriptor: int) -> None:
+        """Check that nothing was cut off from what is written.
+
+        Raises:
+            OSError: The file is shorter.
+        """
+        if os.fstat(descriptor).st_size < self._synced + self._written:
+            raise OSError(errno.ESTALE, "the log's file was truncated")
 
     def close(self) -> None:
         """Close the file."""

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from keyside_sidecar.audit.wire import FULL_PACKET_BYTES
+from keyside_sidecar.audit.wire import FULL_PACKET_BYTES, MAX_PACKET_RECORDS
 
 if TYPE_CHECKING:
     import asyncio
@@ -39,6 +39,7 @@ class Lane:
         self._waiting: deque[Item] = deque()
         self._under_way: deque[Item] = deque()
         self._acknowledged = 0
+        self.size_bytes = 0
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._under_way)
@@ -63,6 +64,7 @@ class Lane:
     def put(self, item: Item) -> None:
         """Add a record."""
         self._waiting.append(item)
+        self.size_bytes += len(item.body)
 
     def peek(self) -> list[Item]:
         """Return the next records that go into one packet together."""
@@ -70,7 +72,7 @@ class Lane:
         size = 0
         for item in self._waiting:
             size += len(item.body) + 1
-            if taken and size > FULL_PACKET_BYTES:
+            if taken and (size > FULL_PACKET_BYTES or len(taken) == MAX_PACKET_RECORDS):
                 break
             taken.append(item)
         return taken
@@ -89,6 +91,7 @@ class Lane:
         count = 0
         while self._acknowledged < total and self._under_way:
             item = self._under_way.popleft()
+            self.size_bytes -= len(item.body)
             self._acknowledged += 1
             count += 1
             if item.waiter is not None and not item.waiter.done():
@@ -107,4 +110,5 @@ class Lane:
             self._waiting.remove(item)
         except ValueError:
             return False
+        self.size_bytes -= len(item.body)
         return True

@@ -65,14 +65,14 @@ class Places:
         Raises:
             OSError: The directory can't be read.
         """
-        form = re.compile(rf"{re.escape(self.log.stem)}-([0-9]{{{_DIGITS},18}})\.jsonl")
-        found = []
+        form = re.compile(rf"{re.escape(self.log.stem)}-[0-9]{{{_DIGITS},18}}\.jsonl")
         with os.scandir(self.log.parent) as entries:
-            for entry in entries:
-                match = form.fullmatch(entry.name)
-                if match is not None:
-                    found.append((int(match[1]), self.log.with_name(entry.name)))
-        return [path for _, path in sorted(found)]
+            found = [self.log.with_name(it.name) for it in entries if form.fullmatch(it.name)]
+        return sorted(found, key=self.parse_finished)
+
+    def parse_finished(self, path: Path) -> int:
+        """Return which record a finished file begins with, as its name says."""
+        return int(path.stem.rpartition("-")[2])
 
 
 def fsync_directory(path: Path) -> None:

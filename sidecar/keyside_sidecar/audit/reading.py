@@ -3,20 +3,22 @@
 The files are not trusted: a line that is no record is counted and passed over. Nothing here proves
 that a record is authentic; ``keyside audit verify`` does. Reads files, so it is called in a thread.
 
-A page ends when it is full, or when enough lines were looked at; then it may be short or empty,
-and its token says where to go on. What is not searched is not read: newest-first pages read the
-files from their ends, in blocks, and where a page begins is found by halving.
+A page ends when it is full, or when enough lines were looked at, or when it took long; then it may
+be short or empty, and its token says where to go on. What is not searched is not read: newest-first
+pages read the files from their ends, in blocks, and where a page begins is found by halving. One
+finished file is open at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from contextlib import ExitStack
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from keyside.audit import MAX_LINE_BYTES, encode_json, parse_line, parse_sequence, read_checkpoint
+from keyside.audit import encode_json, parse_line, parse_sequence, read_checkpoint
 from keyside.errors import MalformedRecord
 from keyside_sidecar.audit.blocks import RawLine, find_line, read_backward, read_forward
 from keyside_sidecar.audit.places import Places
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MAX_LOOKED_AT: Final = 200_000
+_CLOCK_EVERY: Final = 256
 _TOKEN: Final = re.compile(r"([no])([1-9][0-9]{0,17})", re.ASCII)
 _CHECKPOINT_MARK: Final = b'"event":"checkpoint"'
 _TIME_MARK: Final = b'"time":"'
@@ -86,6 +89,7 @@ def search_records(
     page_size: int,
     page_token: str = "",
     oldest_first: bool = False,
+    limit_s: float = 60.0,
 ) -> Page:
     """Return the next records that meet the filters.
 
@@ -95,6 +99,7 @@ def search_records(
         page_size: How many at most.
         page_token: What the page before has given; ``""`` for the first one.
         oldest_first: The order.
+        limit_s: After this time the page ends as it is.
 
     Raises:
         BadRequest: The token is none of ours, or of the other order.
@@ -104,9 +109,10 @@ def search_records(
     sieve = _Sieve(filters)
     records: list[FoundRecord] = []
     looked_at = 0
+    ends_s = time.monotonic() + limit_s
+    is_over = False
     try:
-        with ExitStack() as stack:
-            files = _open_files(path, stack)
+        with _open_files(path) as files:
             walk = _walk_forward if oldest_first else _walk_backward
             for raw in walk(files, first, last):
                 sequence = parse_sequence(raw.data)
@@ -115,12 +121,15 @@ def search_records(
                 if sequence is None:
                     sieve.bad_lines += 1
                     continue
+                if (sequence > last) if oldest_first else (sequence < first):
+                    break
                 if not first <= sequence <= last:
                     continue
-                if len(records) >= page_size or looked_at >= _MAX_LOOKED_AT:
+                if len(records) >= page_size or looked_at >= _MAX_LOOKED_AT or is_over:
                     token = f"{'o' if oldest_first else 'n'}{sequence}"
                     return Page(tuple(records), token, sieve.bad_lines)
                 looked_at += 1
+                is_over = not looked_at % _CLOCK_EVERY and time.monotonic() > ends_s
                 if sieve.passes(raw.data):
                     records.append(FoundRecord(sequence, raw.data.decode("ascii")))
     except OSError as error:
@@ -135,8 +144,8 @@ def find_checkpoint(path: Path) -> FoundRecord | None:
         AuditUnavailable: The files can't be read.
     """
     try:
-        with ExitStack() as stack:
-            for raw in _walk_backward(_open_files(path, stack), 0, _NO_LIMIT):
+        with _open_files(path) as files:
+            for raw in _walk_backward(files, 0, _NO_LIMIT):
                 if _CHECKPOINT_MARK in raw.data and raw.ended:
                     try:
                         line = read_checkpoint(parse_line(raw.data)).line
@@ -168,46 +177,82 @@ def _find_limits(filters: Filters, token: str, *, oldest_first: bool) -> tuple[i
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    descriptor: int
-    size: int
+    """One of the log's files.
+
+    Args:
+        path: What it is called.
+        first_sequence: Its first record, as its name says.
+        descriptor: The current file's, which is open: it may get its final name meanwhile.
+    """
+
+    path: Path
     first_sequence: int
+    descriptor: int | None = None
 
 
-def _open_files(path: Path, stack: ExitStack) -> list[_File]:
-    """Open the log's files, oldest first; a file that is finished meanwhile is there once."""
+@contextlib.contextmanager
+def _open_files(path: Path) -> Iterator[list[_File]]:
+    """Return the log's files, oldest first; the current one is open meanwhile."""
     places = Places(path)
-    opened: dict[tuple[int, int], _File] = {}
-    # The current file first: if it gets its final name now, it is found again, and left out.
-    for name in (path, *places.list_finished()):
-        try:
-            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            continue
-        stack.callback(os.close, descriptor)
-        status = os.fstat(descriptor)
-        first = _read_first_sequence(descriptor, status.st_size)
-        opened.setdefault((status.st_dev, status.st_ino), _File(descriptor, status.st_size, first))
-    return sorted(opened.values(), key=lambda file: file.first_sequence)
+    # First of all: if it gets its final name now, it is found again by that, and left out.
+    current = _open(path)
+    try:
+        files = [_File(name, places.parse_finished(name)) for name in places.list_finished()]
+        if current is not None:
+            if files and _is_same(files[-1].path, current):
+                files.pop()
+            size = os.fstat(current).st_size
+            first = next(
+                (
+                    sequence
+                    for raw in read_forward(current, 0, size)
+                    if (sequence := parse_sequence(raw.data)) is not None
+                ),
+                _NO_LIMIT,
+            )
+            files.append(_File(path, first, current))
+        yield files
+    finally:
+        if current is not None:
+            os.close(current)
 
 
-def _read_first_sequence(descriptor: int, size: int) -> int:
-    start = os.pread(descriptor, MAX_LINE_BYTES, 0)
-    for line in start.split(b"\n"):
-        sequence = parse_sequence(line)
-        if sequence is not None:
-            return sequence
-    return _NO_LIMIT if not size else 0
+def _open(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+
+
+def _is_same(path: Path, descriptor: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    return False
+
+
+@contextlib.contextmanager
+def _opened(file: _File) -> Iterator[tuple[int, int]]:
+    """Return a file's descriptor and its size; of one that was taken away, that of nothing."""
+    if file.descriptor is not None:
+        yield file.descriptor, os.fstat(file.descriptor).st_size
+        return
+    descriptor = _open(file.path)
+    if descriptor is None:  # moved to an archive just now
+        yield -1, 0
+        return
+    try:
+        yield descriptor, os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
 
 
 def _walk_backward(files: list[_File], first: int, last: int) -> Iterator[RawLine]:
-    for index in range(len(files) - 1, -1, -1):
-        file = files[index]
+    for file in reversed(files):
         if file.first_sequence > last:
             continue
-        end = file.size
-        if last < _NO_LIMIT:
-            end = find_line(file.descriptor, file.size, last + 1)
-        yield from read_backward(file.descriptor, end)
+        with _opened(file) as (descriptor, size):
+            end = find_line(descriptor, size, last + 1) if last < _NO_LIMIT else size
+            yield from read_backward(descriptor, end)
         if file.first_sequence <= first:
             return
 
@@ -218,8 +263,9 @@ def _walk_forward(files: list[_File], first: int, last: int) -> Iterator[RawLine
             return
         if index + 1 < len(files) and files[index + 1].first_sequence <= first:
             continue
-        start = find_line(file.descriptor, file.size, first) if first > 1 else 0
-        yield from read_forward(file.descriptor, start, file.size)
+        with _opened(file) as (descriptor, size):
+            start = find_line(descriptor, size, first) if first > 1 else 0
+            yield from read_forward(descriptor, start, size)
 
 
 # -- filters ----------------------------------------------------------------------------------
@@ -243,16 +289,19 @@ class _Sieve:
                 f'"access":{encode_json(filters.access)}' if filters.access else "",
                 f'"outcome":{encode_json(filters.outcome)}' if filters.outcome else "",
                 f'"id":{encode_json(filters.record_id)}' if filters.record_id else "",
-                f'"event":{encode_json(filters.event)[:-1]}' if filters.event else "",
             )
             if part
         )
+        name = encode_json(filters.event)[:-1].encode("ascii")
+        self._events = (b'"event":%b"' % name, b'"event":%b.' % name) if filters.event else ()
 
     def passes(self, data: bytes) -> bool:
         """Return whether a line is a record that meets the filters."""
         for part in self._parts:
             if part not in data:
                 return False
+        if self._events and not any(part in data for part in self._events):
+            return False
         if (self._after or self._before) and not self._is_in_time(data):
             return False
         try:

@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from keyside_sidecar.audit import problem as problems
+from keyside_sidecar.audit.generations import raise_generation, take_generation
 from keyside_sidecar.audit.intake import Intake
 from keyside_sidecar.audit.link import Link
 from keyside_sidecar.audit.running import CommandRunner
@@ -30,6 +31,7 @@ from keyside_sidecar.log import event
 from keyside_sidecar.loop import Loop
 
 if TYPE_CHECKING:
+    from keyside_sidecar.audit.generations import Generation
     from keyside_sidecar.config import Config
     from keyside_sidecar.handover import Channel
 
@@ -200,9 +202,15 @@ class Recording:
             count += 1
             match packet:
                 case (str(lane), bodies):
-                    self._writer.put(self._intake.take(lane, bodies, link.pid, link))
-                case {"generation": [str(store_id), int(generation)]}:
-                    self._note_generation(store_id, generation)
+                    batch = self._intake.take(lane, bodies, link.pid, link)
+                    self._writer.put(batch)
+                    if batch.is_bad:
+                        link.ended = True
+                        break
+                case {"generation": [store_id, generation]}:
+                    if not self._note_generation(take_generation(store_id, generation)):
+                        link.ended = True
+                        break
                 case {"sync": True}:
                     self._writer.sync()
         if link.ended:
@@ -213,12 +221,17 @@ class Recording:
                 self._watch(other)
         return count
 
-    def _note_generation(self, store_id: str, generation: int) -> None:
+    def _note_generation(self, found: Generation | None) -> bool:
+        """Have later checkpoints say how far the store has come; False where that is nonsense."""
         assert self._intake is not None  # noqa: S101
+        if found is None:
+            event(_log, logging.ERROR, "a worker sent what is no generation")
+            return False
         known = self._intake.generation
-        if known is None or known[0] != store_id or generation > known[1]:
-            self._intake.generation = (store_id, generation)
-            self._writer.set_generation((store_id, generation))
+        self._intake.generation = now = raise_generation(known, found)
+        if now is not None and now != known:
+            self._writer.set_generation(now)
+        return True
 
     def _drop(self, link: Link) -> None:
         self._links.discard(link)

@@ -6,6 +6,7 @@ What is not listed is left out, whoever wrote it, and the log says so once for e
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,7 +44,8 @@ DETAILS: Final = frozenset(
     {
         # of the log itself
         *("config_digest", "config_path", "program", "previous_hash", "previous_sequence"),
-        *("previous_file", "torn_bytes", "kept_as", "lost_up_to_s", "why", "since", "lasted_s"),
+        *("previous_file", "torn_bytes", "unsealed", "kept_as", "lost_up_to_s", "why", "since"),
+        "lasted_s",
         *("delayed", "lost", "refused_calls", "refused_actions", "error", "intent", "first"),
         # of calls and keys
         *("method", "operation", "items", "new_version", "new_digest", "previous", "compromised"),
@@ -76,10 +78,18 @@ OWN_EVENTS: Final = frozenset(
     {"checkpoint", "run.start", "run.end", "run.recovered", "log.continued"}
 )
 
+# What is no text.
+_TYPES: Final[dict[str, type]] = {
+    **dict.fromkeys(("version", "count", "worker", "pid", "uid", "gid", "login_uid"), int),
+    **dict.fromkeys(("caller", "details"), dict),
+    "context": list,
+}
 _MAX_TEXT: Final = 2_000
-_LEFT_OUT: Final = "too long: left out"
+_MAX_NUMBER: Final = 2**63 - 1
 _MAX_ITEMS: Final = 200
 _MAX_DEPTH: Final = 4
+# What is shorter is not worth leaving out: its hash takes as much room.
+_LITTLE: Final = 100
 # A record that is shorter can't hold a text or a list that is too long.
 _SURELY_SHORT: Final = 1_000
 _told: set[str] = set()
@@ -96,7 +106,7 @@ def build_body(record: Mapping[str, object], identity: str, time: str, worker: i
         worker: The pid of the process that writes it; None for the record's own, or none.
     """
     fields = {name: value for name, value in record.items() if value is not None}
-    if not FIELDS.issuperset(fields) or not _is_listed(fields):
+    if not is_listed(fields):
         fields = _leave_out(fields)
     identity = _take_text(fields, "id", identity)
     time = _take_text(fields, "time", time)
@@ -116,28 +126,59 @@ def format_time(when: datetime) -> str:
     return when.isoformat(timespec="microseconds")[:26] + "Z"
 
 
-def _is_listed(fields: dict[str, object]) -> bool:
-    details, caller = fields.get("details"), fields.get("caller")
-    return (details is None or (isinstance(details, dict) and DETAILS.issuperset(details))) and (
-        caller is None or (isinstance(caller, dict) and CALLER.issuperset(caller))
+def is_listed(fields: Mapping[str, Any]) -> bool:
+    """Return whether a record says nothing but listed names, with values of their types."""
+    return (
+        FIELDS.issuperset(fields)
+        and _are_typed(fields)
+        and DETAILS.issuperset(fields.get("details", ()))
+        and CALLER.issuperset(caller := fields.get("caller", {}))
+        and _are_typed(caller)
     )
 
 
+def _are_typed(fields: Mapping[str, object]) -> bool:
+    return all(_is_typed(name, value) for name, value in fields.items())
+
+
+def _is_typed(name: str, value: object) -> bool:
+    wanted = _TYPES.get(name, str)
+    if wanted is int:
+        return type(value) is int and -_MAX_NUMBER <= value <= _MAX_NUMBER
+    return isinstance(value, wanted)
+
+
 def _leave_out(fields: dict[str, object]) -> dict[str, object]:
+    if isinstance(context := fields.get("context"), (tuple, set, frozenset)):
+        fields = {**fields, "context": list(context)}
     kept = _keep(fields, FIELDS, "")
     for name, known in (("details", DETAILS), ("caller", CALLER)):
-        inner = kept.pop(name, None)
+        inner = kept.get(name)
         if isinstance(inner, dict):
             kept[name] = _keep(inner, known, f"{name}.")
     return kept
 
 
 def _keep(fields: dict[str, object], known: frozenset[str], prefix: str) -> dict[str, object]:
-    unknown = {f"{prefix}{name}" for name in fields if name not in known} - _told
-    for name in unknown:
-        _told.add(name)
-        event(_log, logging.ERROR, "not recorded: the audit log does not know it", field=name)
-    return {name: value for name, value in fields.items() if name in known}
+    is_typed = _is_typed if known is not DETAILS else _is_anything
+    kept = {
+        name: value for name, value in fields.items() if name in known and is_typed(name, value)
+    }
+    for name in fields.keys() - kept.keys():
+        # (What a mapping holds that is None was not meant to be said.)
+        if fields[name] is not None and f"{prefix}{name}" not in _told:
+            _told.add(f"{prefix}{name}")
+            event(
+                _log,
+                logging.ERROR,
+                "not recorded: the audit log does not know it",
+                field=f"{prefix}{name}",
+            )
+    return kept
+
+
+def _is_anything(_name: str, _value: object) -> bool:
+    return True
 
 
 def _take_text(fields: dict[str, object], name: str, otherwise: str) -> str:
@@ -146,30 +187,55 @@ def _take_text(fields: dict[str, object], name: str, otherwise: str) -> str:
 
 
 def _shorten(fields: dict[str, object], text: str) -> str:
-    fields = _make_plain(fields)
-    text = encode_json(fields)
-    details = fields.get("details")
-    # The longest goes first, so that what a person asks for, or why, is not lost for it.
-    while len(text) > MAX_BODY_BYTES - _SURELY_SHORT and isinstance(details, dict) and details:
-        longest = max(details, key=lambda name: len(encode_json(details[name])))
-        if details[longest] == _LEFT_OUT:
-            break
-        details[longest] = _LEFT_OUT
-        text = encode_json(fields)
-    if len(text) > MAX_BODY_BYTES - _SURELY_SHORT:
-        text = encode_json({name: value for name, value in fields.items() if name != "context"})
+    plain = _make_plain(fields)
+    text = encode_json(plain)
+    # Details go first, the longest of them first, so that not all is lost for one of them.
+    for inner in ("details", "caller", ""):
+        said, given = (plain.get(inner), fields.get(inner)) if inner else (plain, fields)
+        if not isinstance(said, dict) or not isinstance(given, dict):
+            continue
+        names = [name for name in said if inner or name not in {"details", "caller", "event"}]
+        for name in sorted(names, key=lambda name: len(encode_json(said[name])), reverse=True):
+            if len(text) <= MAX_BODY_BYTES - _SURELY_SHORT:
+                return text
+            if len(encode_json(said[name])) <= _LITTLE:
+                break
+            left_out = f"left out: {_commit(given[name])}"
+            said[name] = [left_out] if not inner and name == "context" else left_out
+            text = encode_json(plain)
     return text
 
 
 def _make_plain(value: Any, depth: int = 0) -> Any:
-    """Return ``value`` with every text and list cut, and what JSON can't say named by its type."""
-    if value is None or isinstance(value, (bool, int)):
+    """Return ``value`` with every text and list cut, and what JSON can't say named by its type.
+
+    What is cut has the SHA-256 of the whole beside it, so that the record still commits to it.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and -_MAX_NUMBER <= value <= _MAX_NUMBER:
         return value
     if isinstance(value, str):
-        return value if len(value) <= _MAX_TEXT else f"{value[:_MAX_TEXT]}…"
-    if depth < _MAX_DEPTH and isinstance(value, dict):
-        pairs = list(value.items())[:_MAX_ITEMS]
-        return {str(name)[:_MAX_TEXT]: _make_plain(item, depth + 1) for name, item in pairs}
-    if depth < _MAX_DEPTH and isinstance(value, (list, tuple)):
-        return [_make_plain(item, depth + 1) for item in value[:_MAX_ITEMS]]
+        is_short = len(value) <= _MAX_TEXT
+        return value if is_short else f"{value[:_MAX_TEXT]}… cut: {_commit(value)}"
+    if isinstance(value, (dict, list, tuple)):
+        return _cut(value, depth) if depth < _MAX_DEPTH else f"left out: {_commit(value)}"
     return f"<{type(value).__name__}>"
+
+
+def _cut(value: dict[Any, Any] | list[Any] | tuple[Any, ...], depth: int) -> Any:
+    if isinstance(value, dict):
+        pairs = list(value.items())[:_MAX_ITEMS]
+        made = {str(name)[:_MAX_TEXT]: _make_plain(item, depth + 1) for name, item in pairs}
+        return made if len(made) == len(value) else {**made, "…": f"cut: {_commit(value)}"}
+    items = [_make_plain(item, depth + 1) for item in value[:_MAX_ITEMS]]
+    return items if len(items) == len(value) else [*items, f"… cut: {_commit(value)}"]
+
+
+def _commit(value: object) -> str:
+    """Return the SHA-256 of what would have stood there."""
+    try:
+        text = encode_json(value)
+    except (TypeError, ValueError, RecursionError):
+        return "it can not be said in JSON"
+    return f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"

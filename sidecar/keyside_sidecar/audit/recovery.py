@@ -4,30 +4,45 @@ From the last checkpoint on, which is signed and was on the disk before anything
 chain is followed to its end. What does not fit there is what a crash has left of records that
 nobody was told to be written: it is cut off. (Half a line is dropped; anything more is kept in a
 file of its own, because it is evidence.) Who changed the log before its last checkpoint is found by
-``keyside audit verify``, not here; but the last checkpoint must name the key that we hold.
+``keyside audit verify``, not here; but our key must belong to the last checkpoint (``signing.py``).
+
+What stands after the last checkpoint fits the chain, and whoever can write to the file can make
+that. So it is counted, and it may raise the store's generation but not lower it; and where a run
+begins (after the last one's proper end, or in a new log) it may be what the recorder itself writes
+before its first checkpoint, and nothing else.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import stat
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from keyside.audit import Checkpoint, Line, parse_line, read_checkpoint
+from keyside.audit import (
+    MAX_LINE_BYTES,
+    START_EVENTS,
+    Checkpoint,
+    Line,
+    parse_line,
+    read_checkpoint,
+)
 from keyside.errors import MalformedRecord
 from keyside_sidecar.audit.blocks import RawLine, read_backward, read_forward
+from keyside_sidecar.audit.generations import Generation, raise_generation, read_generation
 from keyside_sidecar.audit.places import Places, fsync_directory
 from keyside_sidecar.errors import StartupError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+# A record's writer (None: the supervisor, or the recorder itself) and its id.
+Identity = tuple[int | None, str]
+
 KEPT_IDS: Final = 20_000
 _CHECKPOINT_MARK: Final = b'"event":"checkpoint"'
-_ID: Final = re.compile(rb'"id":"([^"\\]{1,100})"')
 _MODE: Final = 0o600
 _EX_CONFIG: Final = 78
 
@@ -51,7 +66,7 @@ class Tail:
         kept_as: The name of the file that keeps it, or ``""``.
         previous_file: The newest finished file's name, or ``""``.
         generation: The store's id, and how far it had come at least.
-        recent_ids: The ids of the last records.
+        recent_ids: The last records' writers and ids.
     """
 
     descriptor: int | None
@@ -66,8 +81,8 @@ class Tail:
     torn_bytes: int = 0
     kept_as: str = ""
     previous_file: str = ""
-    generation: tuple[str, int] | None = None
-    recent_ids: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_IDS))
+    generation: Generation | None = None
+    recent_ids: deque[Identity] = field(default_factory=lambda: deque(maxlen=KEPT_IDS))
 
 
 def recover_log(places: Places) -> Tail:
@@ -94,7 +109,7 @@ def recover_log(places: Places) -> Tail:
         found = _find_checkpoint(opened)
         tail = _follow(places, opened, *_require(found, places, is_there=bool(opened)))
         tail.previous_file = finished[-1].name if finished else ""
-        _gather_ids(tail, opened)
+        _gather_ids(tail, opened, finished)
     except BaseException:
         if current is not None:
             os.close(current)
@@ -103,25 +118,6 @@ def recover_log(places: Places) -> Tail:
         for descriptor in descriptors:
             os.close(descriptor)
     return tail
-
-
-def note_generation(
-    known: tuple[str, int] | None, fields: dict[str, Any]
-) -> tuple[str, int] | None:
-    """Return how far the store is known to have come, after one more record."""
-    details = fields.get("details")
-    if not isinstance(details, dict):
-        return known
-    store_id = details.get("store_id")
-    generation = details.get("store_generation", details.get("generation"))
-    if not isinstance(store_id, str) or not isinstance(generation, int):
-        return known
-    is_accepted = (
-        fields.get("event") == "store.rollback_accepted" and fields.get("phase") != "intent"
-    )
-    if is_accepted or known is None or known[0] != store_id or generation > known[1]:
-        return store_id, generation
-    return known
 
 
 def _find_checkpoint(
@@ -191,12 +187,17 @@ def _follow(
 def _follow_file(tail: Tail, descriptor: int, start: int, limit: int) -> int:
     """Follow the chain through one file; return where it ends there."""
     end = start
+    sealed = tail.checkpoint
+    begins = sealed.seal.kind == "stop" or sealed.line.sequence == 1
     for raw in read_forward(descriptor, start, limit):
         line = _parse(raw)
         if line is None or line.sequence != tail.sequence + 1 or not line.follows(tail.head):
             break
+        # (A checkpoint that could be read would be the last one.)
+        if line.event == "checkpoint" or (begins and line.event not in START_EVENTS):
+            break
         tail.sequence, tail.head = line.sequence, line.hash
-        tail.generation = note_generation(tail.generation, line.fields)
+        tail.generation = raise_generation(tail.generation, read_generation(line.fields))
         tail.unsealed += 1
         tail.is_closed = False
         end = raw.offset + len(raw.data) + 1
@@ -217,18 +218,28 @@ def _cut_off(places: Places, tail: Tail, descriptor: int, size: int) -> None:
         return
     tail.is_closed = False
     rest = next(read_forward(descriptor, tail.size, size))
-    if rest.ended:
-        kept = places.name_damaged(tail.sequence + 1)
-        _copy(descriptor, tail.size, size, kept)
-        tail.kept_as = kept.name
+    if rest.ended or tail.torn_bytes > MAX_LINE_BYTES:
+        tail.kept_as = _keep_aside(
+            descriptor, tail.size, size, places.name_damaged(tail.sequence + 1)
+        )
     os.ftruncate(descriptor, tail.size)
     os.fsync(descriptor)
 
 
-def _copy(descriptor: int, start: int, end: int, path: Path) -> None:
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+def _keep_aside(descriptor: int, start: int, end: int, path: Path) -> str:
+    """Copy a part of a file into a new one, whose name is returned."""
+    name, number = path.name, 1
+    while True:
+        # What is there already, whatever it is, is neither followed nor overwritten.
+        try:
+            target = os.open(
+                path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE
+            )
+            break
+        except FileExistsError:
+            number += 1
+            path = path.with_name(f"{name}-{number}")
     try:
-        os.ftruncate(target, 0)
         position = start
         while position < end:
             position += os.write(
@@ -238,18 +249,47 @@ def _copy(descriptor: int, start: int, end: int, path: Path) -> None:
     finally:
         os.close(target)
     fsync_directory(path.parent)
+    return path.name
 
 
-def _gather_ids(tail: Tail, opened: list[tuple[Path, int, int]]) -> None:
-    found: list[str] = []
+def _gather_ids(tail: Tail, opened: list[tuple[Path, int, int]], finished: list[Path]) -> None:
+    """Take note of the last records, in whatever file: a worker may send them again."""
+    found: list[Identity] = []
     for _path, descriptor, _size in reversed(opened):
-        for line in read_backward(descriptor, os.fstat(descriptor).st_size):
-            if len(found) == KEPT_IDS:
-                break
-            match = _ID.search(line.data)
-            if match is not None:
-                found.append(match[1].decode("ascii", "replace"))
+        _gather_from(descriptor, found)
+    known = {path for path, _descriptor, _size in opened}
+    for path in reversed([path for path in finished if path not in known]):
+        if len(found) >= KEPT_IDS:
+            break
+        earlier = _open_log(path)
+        if earlier is not None:
+            try:
+                _gather_from(earlier, found)
+            finally:
+                os.close(earlier)
     tail.recent_ids.extend(reversed(found))
+
+
+def _gather_from(descriptor: int, found: list[Identity]) -> None:
+    for line in read_backward(descriptor, os.fstat(descriptor).st_size):
+        if len(found) >= KEPT_IDS:
+            break
+        identity = _read_identity(line.data)
+        if identity is not None:
+            found.append(identity)
+
+
+def _read_identity(data: bytes) -> Identity | None:
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict):
+        return None
+    worker, identity = fields.get("worker"), fields.get("id")
+    if isinstance(identity, str) and (worker is None or isinstance(worker, int)):
+        return worker, identity
+    return None
 
 
 def _open_log(path: Path) -> int | None:

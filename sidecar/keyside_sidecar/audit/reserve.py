@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar.audit.places import fsync_directory
@@ -41,9 +43,12 @@ class Reserve:
             if free.f_bavail * free.f_frsize < 2 * RESERVE_BYTES:
                 return False
             descriptor = os.open(
-                self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE
+                self._path,
+                os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+                _MODE,
             )
             try:
+                _require_own(os.fstat(descriptor))
                 os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
                 os.fsync(descriptor)
             finally:
@@ -67,4 +72,11 @@ class Reserve:
             status = os.lstat(self._path)
         except FileNotFoundError:
             return False
+        _require_own(status)
         return status.st_size == RESERVE_BYTES and status.st_blocks * 512 >= RESERVE_BYTES
+
+
+def _require_own(status: os.stat_result) -> None:
+    """Check that a file is a regular one of this one name; anything else is only unlinked."""
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise OSError(errno.EEXIST, "something else is in the reserve's place")

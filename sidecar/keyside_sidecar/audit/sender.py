@@ -55,6 +55,8 @@ _BATCH_RECORDS: Final = 64
 _SYNC_S: Final = 0.5
 _TICK_S: Final = 0.25
 _POLL_S: Final = 0.02
+# A record has 1 KiB on average, at most: one that is longer takes the room of several.
+_BYTES_PER_RECORD: Final = 1024
 _MAX_DURABLE: Final = 10_000
 _MAX_REFUSED: Final = 4_096
 _MAX_IN_FLIGHT: Final = 65_536
@@ -161,7 +163,7 @@ class AuditSender:
         """
         is_outcome = record.get("phase") == "outcome"
         lane = self._lanes[DURABLE]
-        failing = self.problem is not None or len(lane) >= _MAX_DURABLE
+        failing = self.problem is not None or _is_full(lane, _MAX_DURABLE)
         if failing and not is_outcome:
             self._note_refused_action(record)
             raise AuditUnavailable
@@ -202,10 +204,10 @@ class AuditSender:
             self._put_behind(f'"id":"{name}","time":"{self._now()}",{fields},"worker":{self._pid}')
 
     def _has_room_behind(self) -> bool:
-        if len(self._behind) < self._settings.buffer_records + _MAX_IN_FLIGHT:
-            return True
-        self._lost += 1
-        return False
+        if _is_full(self._behind, self._settings.buffer_records + _MAX_IN_FLIGHT):
+            self._lost += 1
+            return False
+        return True
 
     def _put_behind(self, body: str) -> None:
         lane = self._behind
@@ -229,7 +231,7 @@ class AuditSender:
         Raises:
             AuditUnavailable: They are not, because they could not be recorded.
         """
-        if self._refusing or len(self._behind) >= self._settings.buffer_records:
+        if self._refusing or self._has_full_buffer():
             self._refused_calls += 1
             raise AuditUnavailable
 
@@ -261,13 +263,13 @@ class AuditSender:
             slack_s = 0.0 if name == DURABLE else _BATCH_S + _SYNC_S
             if lane.oldest_s is not None and now_s - lane.oldest_s > timeout_s + slack_s:
                 return problems.NOT_RESPONDING
-        if len(self._lanes[BEHIND]) >= self._settings.buffer_records:
-            return problems.BUFFER_FULL
-        return None
+        return problems.BUFFER_FULL if self._has_full_buffer() else None
+
+    def _has_full_buffer(self) -> bool:
+        return _is_full(self._behind, self._settings.buffer_records)
 
     def _refuses_calls(self) -> bool:
-        full = len(self._lanes[BEHIND]) >= self._settings.buffer_records
-        return full or self._settings.on_failure == "refuse"
+        return self._settings.on_failure == "refuse" or self._has_full_buffer()
 
     def _note_restored(self, since: datetime) -> None:
         lasted_s = int(self._clock.monotonic_s() - self._since_s)
@@ -313,7 +315,7 @@ class AuditSender:
 
     def _put_refused(self, record: Mapping[str, object]) -> None:
         lane = self._lanes[REFUSED]
-        if len(lane) >= _MAX_REFUSED:
+        if _is_full(lane, _MAX_REFUSED):
             self._lost += 1
             return
         lane.put(Item(self._build(record), self._clock.monotonic_s()))
@@ -449,3 +451,8 @@ class AuditSender:
             if handle is not None:
                 handle.cancel()
         self._tick = self._batch = None
+
+
+def _is_full(lane: Lane, most: int) -> bool:
+    """Return whether so many records wait already, or as many bytes as so many may have."""
+    return len(lane) >= most or lane.size_bytes >= most * _BYTES_PER_RECORD

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_PACKET_BYTES: Final = 96 * 1024
 # What is packed together; a single record may be as long as a record may be.
 FULL_PACKET_BYTES: Final = 48 * 1024
+MAX_PACKET_RECORDS: Final = 1024
 DURABLE: Final = "d"
 BEHIND: Final = "n"
 REFUSED: Final = "r"
@@ -54,6 +55,8 @@ def parse_packet(data: bytes) -> tuple[str, list[bytes]] | dict[str, Any]:
         WireError: It is neither.
     """
     if data[1:2] == b"\n" and data[:1] in {b"d", b"n", b"r"}:
+        if data.count(b"\n") > MAX_PACKET_RECORDS:
+            raise WireError("a packet holds too many records")
         lane, *bodies = data.split(b"\n")
         return lane.decode("ascii"), bodies
     try:

@@ -13,7 +13,6 @@ is refused because of it can be recorded; people's actions and services' calls w
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import threading
@@ -23,13 +22,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from keyside_sidecar.audit import problem as problems
+from keyside_sidecar.audit.creation import require_safe_log_directory
 from keyside_sidecar.audit.journal import Journal
+from keyside_sidecar.audit.locking import is_in_place, take_lock
 from keyside_sidecar.audit.places import Places
 from keyside_sidecar.audit.records import format_time
 from keyside_sidecar.audit.recovery import recover_log
 from keyside_sidecar.audit.reserve import Reserve
 from keyside_sidecar.audit.signing import Signer
 from keyside_sidecar.audit.stamps import Stamps
+from keyside_sidecar.audit.summary import INTERVAL_S
 from keyside_sidecar.audit.wire import BEHIND, DURABLE, REFUSED
 from keyside_sidecar.clock import SystemClock
 from keyside_sidecar.errors import StartupError
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from keyside_sidecar.audit.generations import Generation
     from keyside_sidecar.audit.recovery import Tail
     from keyside_sidecar.config import AuditSettings
 
@@ -54,7 +57,6 @@ _RETRY_S: Final = 0.1
 _MAX_RETRY_S: Final = 1.0
 _LOW_CHECK_S: Final = 0.5
 _IDLE_S: Final = 60.0
-_LOCK_WAIT_S: Final = 10.0
 _EX_SOFTWARE: Final = 70
 _EX_TEMPFAIL: Final = 75
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -72,6 +74,8 @@ class Batch:
         told: The places in ``bodies`` of records that a command is to hear of.
         lines: Afterwards: those records' lines.
         generation: How far the store has come, as one of the records says.
+        seals: Whether a checkpoint is made before they are acknowledged.
+        is_bad: Whether one of them was none, and so no more is taken from where they came.
     """
 
     lane: str
@@ -80,7 +84,9 @@ class Batch:
     source: object = None
     told: list[int] = field(default_factory=list)
     lines: list[bytes] = field(default_factory=list)
-    generation: tuple[str, int] | None = None
+    generation: Generation | None = None
+    seals: bool = False
+    is_bad: bool = False
 
     @property
     def size(self) -> int:
@@ -113,6 +119,10 @@ class Writer(threading.Thread):
         self._put_off: deque[Batch] = deque()
         self._appended: list[Batch] = []
         self._wants_sync = False
+        self._wants_seal = False
+        self._is_closed = False
+        self._unsent: list[bytes] = []
+        self._lock: int | None = None
         self._finished = False
         self._finishes_file = False
         self._told_of_name = False
@@ -164,7 +174,7 @@ class Writer(threading.Thread):
             self._stops = kind
             self._condition.notify()
 
-    def set_generation(self, generation: tuple[str, int]) -> None:
+    def set_generation(self, generation: Generation) -> None:
         """Have later checkpoints say how far the store has come."""
         self.put(Batch(BEHIND, [], 0, generation=generation))
 
@@ -188,7 +198,7 @@ class Writer(threading.Thread):
         self._wake()
 
     def _run(self) -> None:
-        lock = self._open()
+        self._open()
         while not self._finished:
             self._wait()
             try:
@@ -197,12 +207,14 @@ class Writer(threading.Thread):
                 self._note_failure(error)
             self.busy_since_s = None
         self._journal.close()
-        os.close(lock)
+        assert self._lock is not None  # noqa: S101
+        os.close(self._lock)
 
-    def _open(self) -> int:
-        lock = self._take_lock()
+    def _open(self) -> None:
+        require_safe_log_directory(self._places.log.parent, os.geteuid())
+        self._lock = take_lock(self._places)
         self._tail = tail = recover_log(self._places)
-        signer = Signer.recover(self._places, tail.checkpoint.seal.next_key)
+        signer = Signer.recover(self._places, tail.checkpoint)
         stamps = Stamps(self._clock)
         self._journal = journal = Journal(
             self._places, tail, signer, stamps, self._settings.checkpoint_every_s
@@ -213,7 +225,12 @@ class Writer(threading.Thread):
         previous = {"previous_hash": tail.head.hex(), "previous_sequence": tail.sequence}
         journal.append_own("run.start", details={**self._opening, **previous})
         if not tail.is_closed:
-            found: dict[str, object] = {"torn_bytes": tail.torn_bytes, "lost_up_to_s": 1}
+            is_summary = self._settings.service_calls == "summary"
+            found: dict[str, object] = {
+                "torn_bytes": tail.torn_bytes,
+                "unsealed": tail.unsealed,
+                "lost_up_to_s": round(INTERVAL_S) if is_summary else 1,
+            }
             if tail.kept_as:
                 found["kept_as"] = tail.kept_as
             event(_log, logging.WARNING, "the last run was not closed", **found)
@@ -224,7 +241,6 @@ class Writer(threading.Thread):
         self._checkpoint_due_s = time.monotonic() + self._settings.checkpoint_every_s
         self.opened = True
         self._wake()
-        return lock
 
     def _use_reserve(self, act: Callable[[], T]) -> T:
         """Do something; give up the reserve for it where there is no room."""
@@ -235,27 +251,6 @@ class Writer(threading.Thread):
             if not self.low:
                 raise
         return act()
-
-    def _take_lock(self) -> int:
-        descriptor = os.open(
-            self._places.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-        until_s = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() < until_s:
-                    time.sleep(_RETRY_S)
-                    continue
-                os.close(descriptor)
-                raise StartupError(
-                    f"another process writes the audit log {self._places.log}",
-                    remedy="see whether another keysided serves under this configuration",
-                    exit_code=_EX_TEMPFAIL,
-                ) from None
-            else:
-                return descriptor
 
     def _wait(self) -> None:
         with self._condition:
@@ -274,8 +269,13 @@ class Writer(threading.Thread):
         """Do one round of what there is to do."""
         journal = self._journal
         self.busy_since_s = now_s = time.monotonic()
-        if self._finishes_file or (journal.has_pending and self.failing is not None):
+        self._require_lock()
+        if self._is_closed:  # nothing may follow the checkpoint that closes the run
             self._sync()
+            self._finished = True
+            return
+        if self._finishes_file or (journal.has_pending and self.failing is not None):
+            self._settle()
             self._finish_file()
         if self.failing is not None or not self._reserve.is_there:
             self._look_for_room()
@@ -286,7 +286,7 @@ class Writer(threading.Thread):
             or journal.unsynced >= _SYNC_RECORDS
             or (self._sync_due_s is not None and now_s >= self._sync_due_s)
         ):
-            self._sync()
+            self._settle()
         elif self._appended and self._sync_due_s is None:
             self._sync_due_s = now_s + SYNC_EVERY_S
         if now_s >= self._checkpoint_due_s or journal.unsealed >= _CHECKPOINT_RECORDS:
@@ -332,24 +332,50 @@ class Writer(threading.Thread):
                 b'{"v":1,"seq":%d,%b}' % (first + index, batch.bodies[index])
                 for index in batch.told
             ]
+        self._wants_seal |= batch.seals
         self._appended.append(batch)
+
+    def _settle(self) -> None:
+        """Put what was appended on the disk; with a checkpoint first, if one is to seal it."""
+        if self._wants_seal and not self._journal.awaits_commit:
+            self._seal("interval")
+        else:
+            self._sync()
+
+    def _require_lock(self) -> None:
+        """Check that the lock still keeps others from the log.
+
+        Raises:
+            StartupError: It doesn't; the process ends, and what takes its place asks for it anew.
+        """
+        assert self._lock is not None  # noqa: S101
+        if not is_in_place(self._places, self._lock):
+            raise StartupError(
+                f"the lock {self._places.lock} was removed or replaced: another process may write "
+                "the audit log",
+                remedy="see who did that; nothing but the sidecar may change files beside the log",
+                exit_code=_EX_TEMPFAIL,
+            )
 
     def _sync(self) -> None:
         self._journal.sync()
         self._sync_due_s = None
-        if self._appended:
+        if self._appended or self._unsent:
             self.done.extend(self._appended)
+            self.checkpoints.extend(self._unsent)
             self._appended.clear()
+            self._unsent.clear()
             self._wake()
-        if self.failing is not None and not self.low:
+        if self.failing is not None and not self.low and not self._is_closed:
             self._note_restored()
 
     def _seal(self, kind: str) -> None:
         line = self._journal.append_checkpoint(kind)
+        self._wants_seal = False
+        self._is_closed = kind == "stop"
         self._checkpoint_due_s = time.monotonic() + self._settings.checkpoint_every_s
+        self._unsent.append(line)
         self._sync()
-        self.checkpoints.append(line)
-        self._wake()
 
     def _finish_file(self) -> None:
         if self._finishes_file:
@@ -389,7 +415,7 @@ class Writer(threading.Thread):
             event(_log, logging.ERROR, "audit log can't be written", error=str(error))
         if no_room and self._reserve.release():
             self.low = True
-            if self._journal.takes_records:
+            if self._journal.takes_records and not self._is_closed:
                 self._journal.append_own(
                     "audit.failed",
                     outcome="failed",
