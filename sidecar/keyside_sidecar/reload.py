@@ -113,7 +113,8 @@ class Reload:
             return 0
 
         try:
-            self._pid = self._children.fork("keysided-reload", work, self._note_ended)
+            note_ended = partial(self._note_ended, self._number)
+            self._pid = self._children.fork("keysided-reload", work, note_ended)
         except OSError as error:
             os.close(reading)
             self.fail("CONFIG_NOT_READ", f"no process can be forked: {error}", "reload again")
@@ -218,5 +219,6 @@ class Reload:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
 
-    def _note_ended(self, _code: int) -> None:
-        self._pid = None
+    def _note_ended(self, number: int, _code: int) -> None:
+        if number == self._number:
+            self._pid = None

@@ -37,6 +37,7 @@ from keyside_sidecar.keeper import Keeper
 from keyside_sidecar.log import event, set_up_logging
 from keyside_sidecar.loop import Loop
 from keyside_sidecar.pam.desk import Desk
+from keyside_sidecar.pam.transaction import load_pam
 from keyside_sidecar.reception import Reception
 from keyside_sidecar.reload import Reload, Stage
 from keyside_sidecar.worker import WorkerSettings, run_worker
@@ -259,7 +260,10 @@ class Supervisor:
             ready = [each for each in self._crew.of(member.generation) if each.ready]
             if len(ready) == self._next.config.sidecar.workers:
                 self._switch(self._next)
-        elif not self._announced and len(self._crew.ready()) == self._config.sidecar.workers:
+            return
+        if member.generation == self._crew.generation:
+            self._crew.tell({"serve": True}, member)
+        if not self._announced and len(self._crew.ready()) == self._config.sidecar.workers:
             self._announced = True
             # Accepted once: a worker that is started later takes no store that is put back later.
             self._settings = dataclasses.replace(self._settings, accept_rollback=False)
@@ -325,7 +329,8 @@ class Supervisor:
         """Start workers under another configuration, beside those that serve."""
         config = candidate.config
         try:
-            self._set_up_desk(config)
+            if config.elevation is not None:
+                load_pam()
         except StartupError as error:
             self._reload.fail("CONFIG_INVALID", str(error), error.remedy)
             return
@@ -339,6 +344,9 @@ class Supervisor:
         before, config = self._config, settings.config
         self._settings, self._config, self._next = settings, config, None
         self._crew.generation = self._next_generation
+        self._set_up_desk(config)
+        for member in self._crew.of(self._crew.generation):
+            self._crew.tell({"serve": True}, member)
         limits = config.sidecar
         self._ledger.max_connections = limits.max_connections
         self._ledger.max_connections_per_uid = limits.max_connections_per_uid

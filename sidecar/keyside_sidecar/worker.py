@@ -4,8 +4,9 @@ Its life::
 
     load (imports) ─► drop privileges ─► open root key and store ─► start inner servers
       ─► prove the caller mapping through the public socket ─► tell the supervisor it is ready
+      ─► told that its generation serves: look after keys and grants as well
       ─► serve until told to drain, or until the supervisor is gone
-      ─► where successors serve: send the callers to them
+      ─► where successors serve: leave keys and grants to them, and send the callers there
       ─► let calls under way end ─► exit
 
 All shared state is in the store; a worker that dies takes its connections with it and is replaced.
@@ -179,6 +180,7 @@ class Worker:
         self._parts_type = parts
         self._directory = directory
         self._outbox: deque[tuple[dict[str, Any], socket.socket | None]] = deque()
+        self._serves = asyncio.Event()
         self._dismissal: asyncio.Future[_Dismissal]
 
     async def run(self) -> int:
@@ -198,12 +200,13 @@ class Worker:
             membership = parts.membership
             self.board.add_source(lambda: list_membership_problems(membership))
         await parts.check_store_age(accept=self._settings.accept_rollback)
-        await parts.keyring.start()
+        await parts.keyring.start(upkeep=False)
+        upkeep = loop.create_task(self._look_after())
         chores = [
             loop.create_task(self._send_pulse()),
             loop.create_task(self._report_generation()),
             loop.create_task(parts.arrivals.run()),
-            loop.create_task(parts.sweep.run()),
+            upkeep,
         ]
         try:
             await parts.servers.start()
@@ -221,6 +224,7 @@ class Worker:
             dismissal = await self._dismissal
             left_s = dismissal.grace_s
             if dismissal.succeeded:
+                upkeep.cancel()
                 left_s -= await self._see_off(min(left_s, _SEE_OFF_S))
             self.board.phase = Phase.DRAINING
             await parts.servers.stop(left_s)
@@ -237,6 +241,15 @@ class Worker:
             await parts.audit.close()  # last: it has what all the others had to say
             loop.remove_reader(self._channel.fileno())  # until here another recorder may come
         return 0
+
+    async def _look_after(self) -> None:
+        """Look after keys and grants, by the configuration of those that serve and no other's."""
+        await self._serves.wait()
+        self._parts.keyring.begin_upkeep()
+        try:
+            await self._parts.sweep.run()
+        finally:
+            await self._parts.keyring.end_upkeep()
 
     async def _send_pulse(self) -> None:
         while True:
@@ -271,6 +284,8 @@ class Worker:
             self._accept(packet)
         elif "audit" in packet.fields:
             self._parts.audit.attach(socket.socket(fileno=packet.descriptors[0]))
+        elif "serve" in packet.fields:
+            self._serves.set()
         elif "notice" in packet.fields:
             notice = packet.fields["notice"]  # [reason, summary, remedy], or null
             self.board.set_notice(None if notice is None else tuple(notice))

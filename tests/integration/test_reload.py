@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -258,6 +259,47 @@ def test_a_reload_ends_grants_of_another_policy_and_changes_pam(place: Town) -> 
         assert place.open(sidecar, envelope, credential).reason == "GRANT_ENDED"
         assert place.ask(sidecar).reason == "AUTHENTICATION_DENIED"
         assert place.show(sidecar, access_id).state == access_pb2.ACCESS_STATE_ENDED
+
+
+def test_a_refused_reload_changes_nothing_that_people_rely_on(place: Town) -> None:
+    """Its workers look after nothing until they serve: no grant ends, and PAM stays as it was."""
+    with sidecar_in(place, settings="workers = 2") as sidecar, pam_service(DENY) as denying:
+        envelope = place.seal(sidecar)
+        access_id, credential = place.granted(sidecar)
+        former = set(sidecar.workers())
+        sidecar.config = place.config(key='rotate_every = "80d"').replace(place.pam, denying)
+        sidecar.write_config()
+        sidecar.process.send_signal(signal.SIGHUP)
+        new = eventually(
+            lambda: [pid for pid in sidecar.workers() if pid not in former],
+            lambda found: len(found) == 2,
+        )
+        os.kill(new[1], signal.SIGSTOP)  # so that one is ready, and the other never will be
+        eventually(sidecar.log.read_text, lambda log: log.count('event="worker ready"') == 3)
+        time.sleep(1.5)  # more than two turns of what ends grants
+        assert place.open(sidecar, envelope, credential).code == "OK"
+        assert place.ask(sidecar).code == "OK"
+        os.kill(new[1], signal.SIGKILL)
+        eventually(sidecar.log.read_text, lambda log: "reload refused" in log)
+        assert place.open(sidecar, envelope, credential).code == "OK"
+        assert place.ask(sidecar).code == "OK"
+        assert place.show(sidecar, access_id).end_reason == ""
+        assert set(sidecar.workers()) == former
+
+
+def test_former_workers_end_nothing_that_began_under_the_new_policy(place: Town) -> None:
+    """They are kept for two seconds here, by a connection that takes no notice of GOAWAY."""
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+    with sidecar_in(place, settings="workers = 1") as sidecar, socket.socket(socket.AF_UNIX) as raw:
+        former = set(sidecar.workers())
+        raw.connect(str(sidecar.socket))
+        raw.sendall(preface)
+        raw.recv(1)  # the worker has it
+        change(sidecar, config=place.config(key='rotate_every = "80d"'))
+        access_id = place.ask(sidecar).parse(access_pb2.RequestAccessResponse).request.id
+        time.sleep(1.3)
+        assert former & set(sidecar.workers())
+        assert place.show(sidecar, access_id).state == access_pb2.ACCESS_STATE_PENDING
 
 
 def test_signals_at_any_time_leave_a_sidecar_that_serves_or_ends() -> None:

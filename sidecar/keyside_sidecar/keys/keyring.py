@@ -185,7 +185,7 @@ class Keyring:
         """Return whether every key's current version is in memory."""
         return self.names <= self._current.keys()
 
-    async def start(self) -> None:
+    async def start(self, *, upkeep: bool = True) -> None:
         """Make the keys that don't exist yet, load every current version, and begin to watch.
 
         A key that is made is logged as a warning: a store that was put back as it was before the
@@ -193,6 +193,9 @@ class Keyring:
 
         A key that fails its checks is left out, refuses, and shows in ``store_problem``; the
         others are served. Workers that start at once make each key once.
+
+        Args:
+            upkeep: Whether to look after the keys from now on; ``begin_upkeep`` does it later.
 
         Raises:
             StoreError: The store is away, has another schema, or fails its checks as a whole.
@@ -214,7 +217,16 @@ class Keyring:
             raise
         self._watch.start()
         self._presence.start()
+        if upkeep:
+            self.begin_upkeep()
+
+    def begin_upkeep(self) -> None:
+        """Roll keys over and destroy what is due, by the rules, from now on."""
         self._caretaker.start()
+
+    async def end_upkeep(self) -> None:
+        """Leave that to others; keys that are here go on being used."""
+        await self._caretaker.stop()
 
     async def stop(self) -> None:
         """Stop watching, tell the store what was used, and close it; one that hangs is left."""
