@@ -15,7 +15,7 @@ from processes import family_of, memory_kib
 from rows import Target, compare, pick
 from support.remote import Remote
 from support.sidecar import DEFAULT_KEYS, OTHER_GID, OTHER_UID, Sidecar, sidecar_directory
-from unary import SERVICE, make_requests
+from unary import ECHO_METHOD, PAYLOAD, SERVERS, SERVICE, make_requests, running_echo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ _OPEN = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 options = [("grpc.use_local_subchannel_pool", 1)]
-channels = [grpc.insecure_channel(target, options) for _ in range(count)]
+channels = [grpc.insecure_channel(place, options) for _ in range(count)]
 for channel in channels:
     channel.unary_unary(method)(bytes.fromhex(request), timeout=30)
 """
@@ -48,19 +48,22 @@ def run(plan: Plan) -> Iterator[Row]:
     """Compare a sidecar that has them with another one that has none, in turns."""
     taken: Taken = {"with": [], "without": []}
     each_kib: list[float] = []
+    echo_kib: list[float] = []
     for _ in range(plan.slow_rounds):
         with ExitStack() as stack:
             crowded, calm = Scene(stack), Scene(stack)
             each_kib.append(crowded.crowd(CONNECTIONS))
+            echo_kib.append(crowded.crowd_echo(CONNECTIONS))
             found = take_slices(
                 {"with": crowded.sample, "without": calm.sample}, plan.slow_rounds, plan.calls // 4
             )
             for name in taken:
                 taken[name] += found[name]
     yield compare(
-        "1,000 idle connections, memory of each",
+        f"1,000 idle connections, memory of each / echo on {SERVERS['aio']}",
         "KiB",
         each_kib,
+        echo_kib,
         target=Target(MAX_KIB, of_ratio=False, at_least=False),
     )
     for part in PERCENTILES:
@@ -90,14 +93,43 @@ class Scene:
     def crowd(self, connections: int) -> float:
         """Open the connections; return the KiB that each costs."""
         self.sample(_FIRST_CALLS)
-        before = self._own_kib()
-        self._idler.run(_OPEN, count=connections, method=METHOD, request=self._request.hex())
-        time.sleep(_SETTLE_S)
-        return (self._own_kib() - before) / connections
+        return _crowd(
+            self._idler,
+            family_of(self._sidecar),
+            connections,
+            place=f"unix:{self._sidecar.socket}",
+            method=METHOD,
+            request=self._request.hex(),
+        )
+
+    def crowd_echo(self, connections: int) -> float:
+        """Open as many to a bare server, for as long as this takes; return the same."""
+        with (
+            sidecar_directory() as directory,
+            running_echo("aio", directory) as echo,
+            Remote(self._sidecar, OTHER_UID) as idler,
+        ):
+            echo.load(_FIRST_CALLS)
+            return _crowd(
+                idler,
+                echo.pids,
+                connections,
+                place=f"unix:{echo.socket}",
+                method=ECHO_METHOD,
+                request=PAYLOAD.hex(),
+            )
 
     def sample(self, count: int) -> list[float]:
         """Measure what the caller waits for."""
         return self._line.sample("Encrypt", count)
 
-    def _own_kib(self) -> int:
-        return sum(memory_kib(pid, "RssAnon") for pid in family_of(self._sidecar))
+
+def _crowd(idler: Remote, pids: list[int], connections: int, **call: str) -> float:
+    before = _own_kib(pids)
+    idler.run(_OPEN, count=connections, **call)
+    time.sleep(_SETTLE_S)
+    return (_own_kib(pids) - before) / connections
+
+
+def _own_kib(pids: list[int]) -> int:
+    return sum(memory_kib(pid, "RssAnon") for pid in pids)

@@ -22,7 +22,7 @@ class Plan:
 
     rounds: int = 7
     slow_rounds: int = 3
-    calls: int = 6_000
+    calls: int = 5_000
     file_bytes: int = 4 << 30
     archives: tuple[int, ...] = (100, 1_000, 10_000)
     slice_s: float = 0.15

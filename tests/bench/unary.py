@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from plan import Plan
-    from rows import Figures, Row
+    from rows import Figures, Row, Taken
     from support.sidecar import Sidecar
 
 CONNECTIONS = 8
@@ -38,6 +38,7 @@ ECHO_METHOD = "/bench.Echo/Echo"
 SERVICE = "/keyside.v1.EncryptionService/"
 SERVERS = {"threads": "grpc.server, 4 threads", "aio": "grpc.aio, uvloop"}
 TARGETS = {"threads": Target(0.9), "aio": Target(0.65, aim=0.85)}
+WORKERS = {"1 worker": "", "2 workers": "workers = 2"}
 _ECHO = Path(__file__).with_name("echo_server.py")
 _RATE = re.compile(r"finished in [^,]+, ([0-9.]+) req/s")
 _FAILED = re.compile(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout")
@@ -164,26 +165,37 @@ def make_servers(sidecar: Sidecar, directory: Path) -> dict[str, Server]:
 
 
 def run(plan: Plan) -> Iterator[Row]:
-    """Put all under load, in turns."""
+    """Put all under load, in turns: sidecars of one worker and of two, and the bare servers."""
+    servers: dict[tuple[str, str], Server] = {}
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(sidecar_directory())
-        servers = make_servers(stack.enter_context(running_sidecar()), directory)
-        servers |= {kind: stack.enter_context(running_echo(kind, directory)) for kind in SERVERS}
+        for title, settings in WORKERS.items():
+            sidecar = stack.enter_context(running_sidecar(settings=settings))
+            for name, server in make_servers(sidecar, directory).items():
+                servers[name, title] = server
+        for kind in SERVERS:
+            servers["echo", kind] = stack.enter_context(running_echo(kind, directory))
         for server in servers.values():
             server.load(plan.calls // 4)
         taken = take_turns(
-            {name: partial(server.load, plan.calls) for name, server in servers.items()},
+            {" ".join(key): partial(server.load, plan.calls) for key, server in servers.items()},
             plan.rounds,
             warm_up=False,
         )
-    for name in ("Encrypt", "Decrypt"):
-        for kind, peer in SERVERS.items():
-            facts = {
-                "CPU µs a call": middle(taken, name, "cpu_us"),
-                "theirs, CPU µs a call": middle(taken, kind, "cpu_us"),
-            }
-            title = f"unary {name}, 256 B, 8×16 in flight / echo on {peer}"
-            rates = pick(taken, name, "rate"), pick(taken, kind, "rate")
-            yield compare(title, "calls/s", *rates, target=TARGETS[kind], facts=facts)
-        cpu = pick(taken, name, "cpu_us"), pick(taken, "aio", "cpu_us")
-        yield compare(f"CPU of a unary {name}, 256 B / echo on {SERVERS['aio']}", "µs", *cpu)
+    for title in WORKERS:
+        for name in ("Encrypt", "Decrypt"):
+            yield from _compare(taken, f"{name} {title}", f"unary {name}, 256 B, 8×16, {title}")
+
+
+def _compare(taken: Taken, ours: str, title: str) -> Iterator[Row]:
+    for kind, peer in SERVERS.items():
+        theirs = f"echo {kind}"
+        facts = {
+            "CPU µs a call": middle(taken, ours, "cpu_us"),
+            "theirs, CPU µs a call": middle(taken, theirs, "cpu_us"),
+        }
+        rates = pick(taken, ours, "rate"), pick(taken, theirs, "rate")
+        name = f"{title} / echo on {peer}"
+        yield compare(name, "calls/s", *rates, target=TARGETS[kind], facts=facts)
+    cpu = pick(taken, ours, "cpu_us"), pick(taken, theirs, "cpu_us")
+    yield compare(f"{title}, CPU a call / echo on {peer}", "µs", *cpu)
