@@ -208,7 +208,9 @@ class AsyncBulkCalls(AsyncConnection):
                 raise
             if len(chunk.items) == 1:
                 return [kind.make_failure(error)]
-        limits.learn(chunk)
+        # From a whole call only: one item that is too large alone says nothing of the others.
+        if chunk.is_whole:
+            limits.learn(chunk)
         return [
             result
             for half in chunk.halves()
@@ -245,21 +247,33 @@ async def _run_in_order(
     chunks: AsyncIterator[Chunk[_Result]],
     run: Callable[[Chunk[_Result]], Coroutine[Any, Any, list[_Result]]],
 ) -> AsyncIterator[_Result]:
-    """Yield the results in order, with a bounded number of calls under way."""
+    """Yield the results in order, with a bounded number of calls under way.
+
+    What the caller's input raises comes after the results of the calls that were made before.
+    """
     from keyside._chunks import CALLS_IN_FLIGHT
 
     under_way: deque[asyncio.Task[list[_Result]]] = deque()
+    failure: Exception | None = None
+    more = True
     try:
-        async for chunk in chunks:
-            under_way.append(asyncio.create_task(run(chunk)))
-            del chunk
-            if len(under_way) < CALLS_IN_FLIGHT:
-                continue
-            for result in await under_way.popleft():
-                yield result
-        while under_way:
-            for result in await under_way.popleft():
-                yield result
+        while more or under_way:
+            try:
+                chunk = await anext(chunks, None) if more else None
+            except Exception as error:  # noqa: BLE001  (raised below, in its turn)
+                chunk, failure = None, error
+            if chunk is None:
+                more = False
+            else:
+                under_way.append(asyncio.create_task(run(chunk)))
+                del chunk
+                if len(under_way) < CALLS_IN_FLIGHT:
+                    continue
+            if under_way:
+                for result in await under_way.popleft():
+                    yield result
+        if failure is not None:
+            raise failure
     finally:
         for task in under_way:
             task.cancel()

@@ -59,8 +59,9 @@ class AtomicFile:
         """Append all of ``data``.
 
         Raises:
-            OSError: Writing failed.
+            OSError: Writing failed, or this is a forked child.
         """
+        self._require_own()
         write_all(self.descriptor, data)
 
     def put_in_place(self) -> None:
@@ -68,8 +69,9 @@ class AtomicFile:
 
         Raises:
             OSError: That failed; what stood there is as it was, or the new file is there and may
-                be gone after a crash.
+                be gone after a crash. Or this is a forked child.
         """
+        self._require_own()
         if self._temporary:
             os.fsync(self.descriptor)
             name = os.path.basename(self._target)  # noqa: PTH119
@@ -93,6 +95,11 @@ class AtomicFile:
             if descriptor >= 0:
                 os.close(descriptor)
         self.descriptor = self._folder = -1
+
+    def _require_own(self) -> None:
+        # A child shares the descriptor's position: what it wrote would stand in the parent's file.
+        if os.getpid() != self._process:
+            raise OSError(errno.EPERM, "a forked child can't write its parent's file", self._target)
 
     def _create(self, existing: os.stat_result | None, *, secret: bool) -> None:
         mode = _NEW_SECRET_MODE if secret or existing is not None else _NEW_MODE

@@ -211,7 +211,9 @@ class BulkCalls(Connection):
                 raise
             if len(chunk.items) == 1:
                 return [kind.make_failure(error)]
-        limits.learn(chunk)
+        # From a whole call only: one item that is too large alone says nothing of the others.
+        if chunk.is_whole:
+            limits.learn(chunk)
         return [
             result
             for half in chunk.halves()
@@ -220,15 +222,30 @@ class BulkCalls(Connection):
 
 
 def _run_in_order(chunks: Iterator[Chunk[_Result]], run: Any) -> Iterator[_Result]:
-    """Yield the results in order. What fits into one call is made in the caller's thread."""
+    """Yield the results in order. What fits into one call is made in the caller's thread.
+
+    What the caller's input raises comes after the results of the calls that were made before.
+    """
     from keyside._chunks import CALLS_IN_FLIGHT
 
     first = next(chunks, None)
     if first is None:
         return
-    second = next(chunks, None)
+    failure: Exception | None = None
+
+    def take() -> Chunk[_Result] | None:
+        nonlocal failure
+        try:
+            return next(chunks, None) if failure is None else None
+        except Exception as error:  # noqa: BLE001  (raised below, in its turn)
+            failure = error
+            return None
+
+    second = take()
     if second is None:
         yield from run(first)
+        if failure is not None:
+            raise failure
         return
     from concurrent.futures import ThreadPoolExecutor
 
@@ -240,8 +257,10 @@ def _run_in_order(chunks: Iterator[Chunk[_Result]], run: Any) -> Iterator[_Resul
         del first, second
         while under_way:
             results = under_way.popleft().result()
-            if (chunk := next(chunks, None)) is not None:
+            if (chunk := take()) is not None:
                 under_way.append(threads.submit(run, chunk))
             yield from results
+        if failure is not None:
+            raise failure
     finally:
         threads.shutdown(wait=False, cancel_futures=True)

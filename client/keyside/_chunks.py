@@ -46,12 +46,14 @@ class Chunk(Generic[_Result]):
         items: The items' messages.
         failures: What became of items that are no items, by their place among all.
         size: The messages' bytes.
+        is_whole: It was filled up to the limits, and is no part of another.
     """
 
     kind: BatchKind[_Result]
     items: list[Message]
     failures: dict[int, _Result]
     size: int = 0
+    is_whole: bool = True
 
     def merge(self, results: Iterable[_Result]) -> list[_Result]:
         """Return the results of the items that were sent, and the failures at their places."""
@@ -69,7 +71,8 @@ class Chunk(Generic[_Result]):
         return self._part(self.items[:middle]), self._part(self.items[middle:])
 
     def _part(self, items: Sequence[Message]) -> Chunk[_Result]:
-        return Chunk(self.kind, list(items), {}, sum(item.ByteSize() for item in items))
+        size = sum(item.ByteSize() for item in items)
+        return Chunk(self.kind, list(items), {}, size, is_whole=False)
 
 
 class Chunker(Generic[_Result]):

@@ -6,6 +6,7 @@ opened first, as the last: an end that was cut off is found before anything is r
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from typing import TYPE_CHECKING, Final
@@ -172,7 +173,8 @@ class PassingReader(_Descriptor):
     """Reads a segmented envelope that comes through a pipe, segment by segment.
 
     That its end is there is known at the end only: what was read before is genuine and in its
-    place, and may be the beginning of something longer.
+    place, and may be the beginning of something longer. After an error there is nothing more to
+    read: what has come through the pipe does not come again.
 
     Args:
         descriptor: The pipe, behind the payload header; closed with this.
@@ -203,6 +205,7 @@ class PassingReader(_Descriptor):
         self._plain = memoryview(bytearray(_SEGMENTS_AT_ONCE * segment_size))
         self._ready = self._plain[:0]
         self._ended = False
+        self._failure: Exception | None = None
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
         """Fill a buffer as far as one step goes; return how far, and 0 at the end.
@@ -210,10 +213,17 @@ class PassingReader(_Descriptor):
         Raises:
             EnvelopeRejected: A segment was altered, or the end is missing.
             OSError: Reading failed.
+            KeysideError: What has been raised before.
         """
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
         with memoryview(buffer).cast("B") as room:
             if not self._ready and not self._ended:
-                self._ready = self._open_next()
+                try:
+                    self._ready = self._open_next()
+                except BaseException as error:
+                    self._failure = _to_repeat(error)
+                    raise
             count = min(len(room), len(self._ready))
             room[:count] = self._ready[:count]
             self._ready = self._ready[count:]
@@ -236,3 +246,10 @@ class PassingReader(_Descriptor):
         room[:count] = self._ahead[:count]
         self._ahead = self._ahead[count:]
         return count + read_full(self._descriptor, room[count:])
+
+
+def _to_repeat(error: BaseException) -> Exception:
+    if isinstance(error, Exception):
+        return error
+    # Not EINTR: a buffered reader takes that for a request to try again, for ever.
+    return OSError(errno.EIO, "reading was interrupted, and what was read is lost")

@@ -7,6 +7,8 @@ OPEN → CLOSED: the file is there, sealed to its end
 from __future__ import annotations
 
 import io
+import os
+import threading
 from typing import TYPE_CHECKING, Final, Self
 
 from keyside._atomic import AtomicFile
@@ -15,7 +17,6 @@ from keyside.envelope.framing import TAG_LENGTH
 from keyside.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
     from types import TracebackType
 
@@ -76,15 +77,16 @@ class Sealing:
         self._seal(self._waiting[: self._filled], is_last=True)
 
     def _seal(self, plaintext: memoryview, *, is_last: bool) -> None:
+        # Sealed before anything is written: only the sealer knows that this is a forked child.
+        length = self._sealer.seal_run(plaintext, self._sealed, is_last=is_last)
         if not self._begun:
             self._begun = True
             self._write(self._sealer.header)
-        length = self._sealer.seal_run(plaintext, self._sealed, is_last=is_last)
         self._write(self._sealed[:length])
 
 
 class SealedFileWriter(io.BufferedIOBase):
-    """See ``keyside.open``.
+    """See ``keyside.open``. Threads may share it: each ``write`` goes in as a whole.
 
     Args:
         path: The file's name.
@@ -104,6 +106,8 @@ class SealedFileWriter(io.BufferedIOBase):
         super().__init__()
         self._close_source = close_source
         self._done = True  # as long as there is nothing to discard
+        self._process = os.getpid()
+        self._lock = threading.RLock()
         self._position = 0
         self.name = path
         self.mode = "xb" if exclusive else "wb"
@@ -128,18 +132,21 @@ class SealedFileWriter(io.BufferedIOBase):
             OSError: Writing failed; the file is discarded.
             KeysideError: It can't be sealed; the file is discarded.
         """
-        self._require_open()
-        try:
-            view = memoryview(data).cast("B")
-        except TypeError:
-            raise InvalidArgument("data is bytes, side by side", reason="INVALID_TYPE") from None
-        try:
-            self._sealing.add(view)
-        except BaseException:
-            self.discard()
-            raise
-        self._position += len(view)
-        return len(view)
+        with self._own_lock():
+            self._require_open()
+            try:
+                view = memoryview(data).cast("B")
+            except TypeError:
+                raise InvalidArgument(
+                    "data is bytes, side by side", reason="INVALID_TYPE"
+                ) from None
+            try:
+                self._sealing.add(view)
+            except BaseException:
+                self.discard()
+                raise
+            self._position += len(view)
+            return len(view)
 
     def flush(self) -> None:
         """Do nothing: what was written shows when the file is closed, and not before."""
@@ -152,24 +159,26 @@ class SealedFileWriter(io.BufferedIOBase):
             OSError: Writing failed; nothing has appeared.
             KeysideError: It can't be sealed; nothing has appeared.
         """
-        if self._done:
-            return
-        try:
-            self._sealing.end()
-            self._file.put_in_place()
-        finally:
-            self.discard()
+        with self._own_lock():
+            if self._done:
+                return
+            try:
+                self._sealing.end()
+                self._file.put_in_place()
+            finally:
+                self.discard()
 
     def discard(self) -> None:
         """Give the file up: nothing appears, and what stood there stays. May be repeated."""
-        if self._done:
-            return
-        try:
-            self._file.discard()
-            self._close_source()
-            super().close()
-        finally:
-            self._done = True
+        with self._own_lock():
+            if self._done:
+                return
+            try:
+                self._file.discard()
+                self._close_source()
+                super().close()
+            finally:
+                self._done = True
 
     def __enter__(self) -> Self:
         self._require_open()
@@ -194,6 +203,13 @@ class SealedFileWriter(io.BufferedIOBase):
     def closed(self) -> bool:
         """Whether it was closed or discarded."""
         return self._done
+
+    def _own_lock(self) -> threading.RLock:
+        # The thread that held it at a fork is not there in the child.
+        if os.getpid() != self._process:
+            self._lock = threading.RLock()
+            self._process = os.getpid()
+        return self._lock
 
     def _require_open(self) -> None:
         if self._done:

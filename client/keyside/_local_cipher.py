@@ -245,7 +245,10 @@ class LocalSteps(Unshareable):
         return length + len(self.key) + _SEALED_OVERHEAD
 
     def forget_keys(self) -> None:
-        """Let go of all data keys now; the next message asks for a new one."""
+        """Let go of all data keys now; the next message asks for a new one.
+
+        A key that was asked for before and comes afterwards serves only who waited for it.
+        """
         self._keys.forget()
 
     def _seal_later(self, wanted: ToSeal) -> object:
@@ -267,8 +270,8 @@ class LocalSteps(Unshareable):
                 reason="PLAINTEXT_TOO_LARGE",
                 remedy="write it with keyside.open, which has no such limit",
             )
-        if spent is not None and len(view) > self._keys.sealer_bytes:
-            raise too_long_for_key(self._keys.sealer_bytes)
+        if spent is not None and len(view) > spent.capacity:
+            raise too_long_for_key(spent.capacity)
         return ToSeal(view, len(view), encoded_context, buffer, spent)
 
     def _open_slowly(
@@ -317,16 +320,16 @@ class LocalSteps(Unshareable):
             LimitExceeded: The message is longer than what one data key may seal.
         """
         view, length, encoded_context, buffer, _ = wanted
-        if length > self._keys.sealer_bytes:
-            raise too_long_for_key(self._keys.sealer_bytes)
+        if length > sealer.capacity:
+            raise too_long_for_key(sealer.capacity)
         if buffer is None:
             return sealer.seal(view, length, encoded_context)
         return sealer.seal_into(view, length, encoded_context, buffer)
 
-    def _take_issued(self, issued: IssuedDataKey, asked_at: float) -> DirectSealer:
+    def _take_issued(self, issued: IssuedDataKey, asked_at: float, epoch: int) -> DirectSealer:
         if issued.key != self.key:
             raise UnexpectedAnswer("the sidecar's answer is a data key of another key")
-        return self._keys.use_for_sealing(issued, asked_at)
+        return self._keys.use_for_sealing(issued, asked_at, epoch)
 
 
 def as_view(what: str, value: bytes | bytearray | memoryview) -> memoryview:

@@ -93,15 +93,28 @@ class LocalKeys(Unshareable):
         self._max_messages = bounds.max_messages or MAX_MESSAGES_PER_SEALER
         self._max_bytes = bounds.max_bytes or MAX_BYTES_PER_SEALER
         self._max_cached = bounds.max_cached
-        self.forget()
+        self.epoch = 0
+        self.forget_after_fork()
         _ALL.add(self)
 
     def forget(self) -> None:
-        """Let go of all keys, and of what another process may have held while this one forked."""
+        """Let go of all keys, also of those that were asked for and are not here yet."""
+        if MARKS[0] != self.mark:
+            self.forget_after_fork()
+            return
+        with self._lock:
+            self._reset()
+
+    def forget_after_fork(self) -> None:
+        """Let go of all keys, and of the lock: a thread that this process lacks may hold it."""
+        # Re-entrant: a signal handler may seal, open or forget.
+        self._lock = threading.RLock()
+        self._reset()
+
+    def _reset(self) -> None:
         self.mark = set_mark()
-        self._lock = threading.Lock()
+        self.epoch += 1
         self.sealer: DirectSealer | None = None
-        self.sealer_bytes = 0
         self._sealer_until = math.inf
         self._data_keys: dict[bytes, tuple[DataKey, float]] = {}
         self.ready = Ready()
@@ -110,7 +123,7 @@ class LocalKeys(Unshareable):
     def refresh(self) -> None:
         """Let go of the keys whose age is reached, and of all that a fork brought along."""
         if MARKS[0] != self.mark:
-            self.forget()
+            self.forget_after_fork()
         now = read_clock()
         if now < self.expires_at:
             return
@@ -125,36 +138,41 @@ class LocalKeys(Unshareable):
                 self.ready = Ready()
             self._note_next()
 
-    def use_for_sealing(self, issued: IssuedDataKey, asked_at: float) -> DirectSealer:
-        """Seal under this key from now on.
+    def use_for_sealing(self, issued: IssuedDataKey, asked_at: float, epoch: int) -> DirectSealer:
+        """Seal under this key from now on, unless keys were forgotten since it was asked for.
 
         Args:
             issued: From the sidecar.
             asked_at: When it was asked for: its age is counted from then.
+            epoch: The one in which it was asked for.
 
         Raises:
             UnexpectedAnswer: It can't seal anything.
         """
         if issued.data_key is None or issued.max_messages < 1 or issued.max_bytes < 1:
             raise UnexpectedAnswer("the sidecar's answer holds no data key that can seal")
-        max_bytes = min(self._max_bytes, issued.max_bytes)
         sealer = DirectSealer(
             issued.wrapped,
             issued.data_key,
             suite_by_name(issued.suite),
             max_messages=min(self._max_messages, issued.max_messages),
-            max_bytes=max_bytes,
+            max_bytes=min(self._max_bytes, issued.max_bytes),
         )
         with self._lock:
-            self.sealer, self.sealer_bytes = sealer, max_bytes
-            self._sealer_until = asked_at + min(self._max_age_s, issued.max_age_s)
-            self._note_next()
+            if epoch == self.epoch:
+                self.sealer = sealer
+                self._sealer_until = asked_at + min(self._max_age_s, issued.max_age_s)
+                self._note_next()
         return sealer
 
-    def use_for_opening(self, header: bytes, opened: OpenedDataKey, asked_at: float) -> None:
-        """Open what begins with ``header`` with this key from now on."""
+    def use_for_opening(
+        self, header: bytes, opened: OpenedDataKey, asked_at: float, epoch: int
+    ) -> None:
+        """Open what begins with ``header`` with this key; see ``use_for_sealing``."""
         until = asked_at + min(self._max_age_s, opened.max_age_s)
         with self._lock:
+            if epoch != self.epoch:
+                return
             while len(self._data_keys) >= self._max_cached:
                 oldest = next(iter(self._data_keys))
                 del self._data_keys[oldest]
@@ -192,7 +210,7 @@ _ALL: Final[weakref.WeakSet[LocalKeys]] = weakref.WeakSet()
 
 def _forget_all() -> None:
     for keys in list(_ALL):
-        keys.forget()
+        keys.forget_after_fork()
 
 
 os.register_at_fork(after_in_child=_forget_all)

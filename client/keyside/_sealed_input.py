@@ -21,14 +21,14 @@ from keyside.envelope import (
     parse_payload_header,
     parse_wrapping_header,
 )
-from keyside.envelope.payload import open_one
+from keyside.envelope.direct import DirectKeys, open_directly, require_context
 from keyside.envelope.payload_header import require_possible_whole_body
-from keyside.errors import EnvelopeRejected, InvalidArgument, KeysideError, LimitExceeded
+from keyside.errors import InvalidArgument, KeysideError, LimitExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from keyside.envelope import WrappingHeader
+    from keyside.envelope import PayloadHeader, WrappingHeader
 
 MAX_BEGINNING_BYTES: Final = MAX_HEADER_BYTES + 70
 _PART_BYTES: Final = 1 << 20
@@ -135,7 +135,7 @@ class SealedInput:
         header = self.header
         payload = parse_payload_header(self._ahead[:MAX_BEGINNING_BYTES], len(header.raw))
         if payload.kind != KIND_SEGMENTED:
-            data = self._open_whole(client, context)
+            data = self._open_whole(client, payload, context)
             self.close()
             close_source()
             return cast("io.RawIOBase", io.BytesIO(data))
@@ -159,14 +159,32 @@ class SealedInput:
             raise
         return reader
 
-    def _open_whole(self, client: Opener, context: Mapping[str, str]) -> bytes:
+    def _open_whole(
+        self, client: Opener, payload: PayloadHeader, context: Mapping[str, str]
+    ) -> bytes:
+        """Open what has to be in memory; nobody's word but a key holder's gets it there."""
+        header = self.header.raw
+        if self.size is not None:
+            require_possible_whole_body(self.size - len(header) - len(payload.raw))
+        encoded_context = encode_context(context)
+        data_key = client.decrypt_data_key(header).data_key
+        keys = DirectKeys(data_key, payload.salted, payload.suite)
+        require_context(keys, payload.raw, encoded_context)
+        return open_directly(keys, self._read_whole(), len(header), encoded_context)
+
+    def _read_whole(self) -> bytearray:
+        if self.size is not None:
+            envelope = bytearray(self.size + 1)  # one more than there was: it may have grown
+            with memoryview(envelope) as room:
+                filled = self.read_into(room)
+            del envelope[filled:]
+            return envelope
+        envelope = bytearray(self._ahead)
+        self._ahead = b""
         most = MAX_WHOLE_BYTES + MAX_OVERHEAD_BYTES
-        self._read_ahead(most + 1)
-        envelope = self._ahead
-        if len(envelope) > most:
-            raise EnvelopeRejected
-        data_key = client.decrypt_data_key(self.header.raw).data_key
-        return open_one(data_key, envelope, len(self.header.raw), encode_context(context))
+        while len(envelope) <= most and (part := os.read(self._descriptor, _PART_BYTES)):
+            envelope += part
+        return envelope
 
     def _read_ahead(self, length: int) -> None:
         parts, missing = [self._ahead], length - len(self._ahead)

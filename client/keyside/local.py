@@ -70,7 +70,8 @@ class LocalCipher(LocalSteps):
     def _seal_later(self, wanted: ToSeal) -> bytes | int:
         spent = wanted.spent
         for _ in range(SEAL_TRIES):
-            sealer = self._flights.share("seal", partial(self._renew_sealer, spent))
+            flight = ("seal", self._keys.epoch)
+            sealer = self._flights.share(flight, partial(self._renew_sealer, spent))
             made = self._finish_seal(wanted, sealer)
             if made is not None:
                 return made
@@ -81,20 +82,21 @@ class LocalCipher(LocalSteps):
         there = self._keys.sealer
         if there is not None and there is not spent:
             return there
-        asked_at = read_clock()
-        return self._take_issued(self._client.generate_data_key(self.key), asked_at)
+        asked_at, epoch = read_clock(), self._keys.epoch
+        return self._take_issued(self._client.generate_data_key(self.key), asked_at, epoch)
 
     def _open_later(self, wanted: ToOpen) -> bytes | int:
-        data_key = self._flights.share(wanted.header, lambda: self._ask_data_key(wanted.header))
+        flight = (wanted.header, self._keys.epoch)
+        data_key = self._flights.share(flight, lambda: self._ask_data_key(wanted.header))
         return self._finish_open(wanted, data_key)
 
     def _ask_data_key(self, header: bytes) -> DataKey:
         there = self._keys.find(header)
         if there is not None:
             return there
-        asked_at = read_clock()
+        asked_at, epoch = read_clock(), self._keys.epoch
         opened = self._client.decrypt_data_key(header)
-        self._keys.use_for_opening(header, opened, asked_at)
+        self._keys.use_for_opening(header, opened, asked_at, epoch)
         return opened.data_key
 
 
@@ -106,11 +108,13 @@ class _Flights:
 
     def _begin(self) -> None:
         self._generation = _fork.generation()
-        self._lock = threading.Lock()
-        self._under_way: dict[object, Future[object]] = {}
+        self._lock = threading.RLock()  # re-entrant: a signal handler may seal or open
+        self._under_way: dict[object, tuple[Future[object], int]] = {}
 
     def share(self, name: object, call: Callable[[], _Key]) -> _Key:
         """Return what ``call`` returned, here or in the thread that makes it already.
+
+        A signal handler that interrupts that very thread makes a call of its own.
 
         Raises:
             KeysideError: What it raised.
@@ -121,10 +125,14 @@ class _Flights:
             with self._lock:
                 flight = self._under_way.get(name)
                 if flight is None:
-                    own = self._under_way[name] = Future()
+                    own: Future[object] = Future()
+                    self._under_way[name] = own, threading.get_ident()
                     break
+            shared, caller = flight
+            if caller == threading.get_ident():
+                return call()
             try:
-                return cast("_Key", flight.result())
+                return cast("_Key", shared.result())
             except _Abandoned:
                 continue
         try:

@@ -121,7 +121,8 @@ class _AsyncSteps(LocalSteps):
     async def _seal_later(self, wanted: ToSeal) -> bytes | int:
         spent = wanted.spent
         for _ in range(SEAL_TRIES):
-            sealer = await self._share("seal", partial(self._renew_sealer, spent))
+            flight = ("seal", self._keys.epoch)
+            sealer = await self._share(flight, partial(self._renew_sealer, spent))
             made = self._finish_seal(wanted, sealer)
             if made is not None:
                 return made
@@ -132,17 +133,19 @@ class _AsyncSteps(LocalSteps):
         there = self._keys.sealer
         if there is not None and there is not spent:
             return there
-        asked_at = read_clock()
-        return self._take_issued(await self._client.generate_data_key(self.key), asked_at)
+        asked_at, epoch = read_clock(), self._keys.epoch
+        issued = await self._client.generate_data_key(self.key)
+        return self._take_issued(issued, asked_at, epoch)
 
     async def _open_later(self, wanted: ToOpen) -> bytes | int:
-        data_key = await self._share(wanted.header, partial(self._ask_data_key, wanted.header))
+        flight = (wanted.header, self._keys.epoch)
+        data_key = await self._share(flight, partial(self._ask_data_key, wanted.header))
         return self._finish_open(wanted, data_key)
 
     async def _ask_data_key(self, header: bytes) -> DataKey:
-        asked_at = read_clock()
+        asked_at, epoch = read_clock(), self._keys.epoch
         opened = await self._client.decrypt_data_key(header)
-        self._keys.use_for_opening(header, opened, asked_at)
+        self._keys.use_for_opening(header, opened, asked_at, epoch)
         return opened.data_key
 
     async def _share(

@@ -128,6 +128,7 @@ class Parts:
             granted=GrantedCalls(self.office, self.journal, self.identifier),
             turns=turns,
             max_call_bytes=max_call_bytes(config),
+            max_batch_bytes=config.sidecar.max_batch_bytes,
         )
         versions = Versions(self.keyring, clock)
         self.servers = InnerServers(

@@ -415,6 +415,36 @@ def test_a_grant_to_encrypt_and_rewrap_covers_batches(place: Town, sidecar: Side
     place.do(sidecar, "olga", "RevokeAccess", access_id)
 
 
+def test_a_grant_that_does_not_cover_a_batch_uses_up_nothing_of_the_key(
+    place: Town, sidecar: Sidecar
+) -> None:
+    """Nor does one that is over; and in vain is in vain, with empty batches between or without."""
+    caller = place.caller(sidecar, "alice")
+    item = encryption_pb2.BatchEncryptItem(key=KEY, plaintext=bytes(8_000))
+    batch = encryption_pb2.BatchEncryptRequest(items=[item] * 1_000)
+
+    def count_used() -> int:
+        request = keys_pb2.GetKeyRequest(name=KEY)
+        answer = place.caller(sidecar, "olga").call("/keyside.v1.KeyService/GetKey", request)
+        versions = answer.parse(keys_pb2.GetKeyResponse).versions
+        return sum(version.usage.messages for version in versions)
+
+    before = count_used()
+    access_id, credential = place.granted(sidecar, operations=[1])
+    metadata = [("keyside-credential", credential)]
+    scoped = caller.call(ENCRYPTION + "BatchEncrypt", batch, metadata=metadata)
+    results = scoped.parse(encryption_pb2.BatchEncryptResponse).results
+    assert {read_status(result.status).reason for result in results} == {"GRANT_SCOPE"}
+    place.do(sidecar, "olga", "RevokeAccess", access_id)
+    empty = encryption_pb2.BatchEncryptRequest()
+    for request in (batch, empty):
+        over = caller.call(ENCRYPTION + "BatchEncrypt", request, metadata=metadata)
+        assert over.outcome == ("PERMISSION_DENIED", "GRANT_ENDED")
+    assert count_used() == before
+    asked = [caller.call(ENCRYPTION + "BatchEncrypt", empty, metadata=metadata) for _ in range(150)]
+    assert {answer.reason for answer in asked} == {"GRANT_ENDED", "TOO_OFTEN"}
+
+
 @pytest.mark.parametrize("why", ["ACCOUNT_LOCKED", "LEFT_GROUP"])
 def test_i9_a_locked_account_and_one_that_left_the_group_lose_their_grants(
     place: Town, sidecar: Sidecar, why: str

@@ -269,6 +269,7 @@ def test_a_refused_reload_changes_nothing_that_people_rely_on(place: Town) -> No
         former = set(sidecar.workers())
         sidecar.config = place.config(key='rotate_every = "80d"').replace(place.pam, denying)
         sidecar.write_config()
+        assert sidecar.process is not None
         sidecar.process.send_signal(signal.SIGHUP)
         new = eventually(
             lambda: [pid for pid in sidecar.workers() if pid not in former],

@@ -228,6 +228,11 @@ def test_init_makes_both_for_the_account_alone_and_says_to_back_up_the_root_key(
         shutil.rmtree(sidecar.store.parent)
         sidecar.store.parent.mkdir(mode=0o700)
         os.chown(sidecar.store.parent, SIDECAR_UID, SIDECAR_GID)
+        refused = sidecar.keysided("init")
+        assert refused.returncode == CANT_CREATE
+        assert "move all files of the old one away" in refused.stderr
+        for path in sidecar.audit_log.parent.glob("audit*"):
+            path.unlink()
         done = sidecar.keysided("init")
-        assert done.returncode == 0
+        assert done.returncode == 0, done.stderr
         assert "Back up the root key now, and not in the same place as the store" in done.stdout

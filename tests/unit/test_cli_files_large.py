@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit import envelope_double
 from tests.unit.cli_process import call, run
 from tests.unit.envelope_double import EnvelopeDouble
 
@@ -173,3 +174,27 @@ class Terminal(io.StringIO):
     def isatty(self) -> bool:
         """Return True."""
         return True
+
+
+@pytest.mark.parametrize("way", ["shortened", "nonsense"])
+def test_rewrapping_in_place_replaces_nothing_by_less(
+    double: EnvelopeDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Neither where the file became shorter meanwhile nor where the answer is no header."""
+    path = tmp_path / "f"
+    sealed = double.seal(LARGE * 4)
+    path.write_bytes(sealed)
+    double.rotate()
+
+    def answer(*_: object) -> bytes:
+        if way == "shortened":
+            os.truncate(path, len(sealed) // 2)
+            return parse_wrapping_header(double.seal(b"")).raw
+        return b"nonsense"
+
+    monkeypatch.setattr(envelope_double, "rewrap", answer)
+    before = {entry.name for entry in tmp_path.iterdir()}
+    status = call(double, "rewrap", "-i", str(path), "-o", str(path))
+    left = sealed[: len(sealed) // 2] if way == "shortened" else sealed
+    assert (status, path.read_bytes() == left) == (75 if way == "shortened" else 70, True)
+    assert {entry.name for entry in tmp_path.iterdir()} == before

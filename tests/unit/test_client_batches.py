@@ -197,3 +197,56 @@ def test_asyncio_has_the_same(double: Double) -> None:
                 _ = [one async for one in client.rewrap_batch([b"x"])]
 
     asyncio.run(use())
+
+
+def test_one_item_that_is_too_large_leaves_the_others_their_calls(
+    double: Double, client: keyside.Client
+) -> None:
+    """It is searched for in its own call; the next ones are not made smaller for it."""
+    double.max_batch_bytes = 1024 * 1024
+    items = [b"%09d" % number for number in range(30_000)]
+    items[500] = bytes(1024 * 1024 + 1)
+    results = list(client.rewrap_batch(items))
+    assert [place for place, one in enumerate(results) if one.error is not None] == [500]
+    assert len(double.batches) < 60
+
+    async def use() -> None:
+        async with keyside.AsyncClient(double.socket, timeout_s=10) as other:
+            double.batches.clear()
+            assert len([one async for one in other.rewrap_batch(items)]) == 30_000
+            assert len(double.batches) < 60
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize(("given", "sent"), [(10_001, 10_000), (35_000, 30_000)])
+def test_what_the_input_raises_comes_after_the_results_of_calls_made(
+    double: Double, client: keyside.Client, given: int, sent: int
+) -> None:
+    """They were sealed and recorded; nobody would know."""
+
+    def items() -> Iterator[bytes]:
+        for number in range(given):
+            yield b"%d" % number
+        raise OSError("the input is gone")
+
+    async def arriving() -> AsyncIterator[bytes]:
+        for item in items():
+            yield item
+
+    expected = [b"%d" % number for number in range(sent)]
+    seen: list[bytes] = []
+    results = client.rewrap_batch(items())
+    with pytest.raises(OSError, match="input is gone"):
+        seen.extend(result.envelope for result in results)
+    assert seen == expected
+
+    async def use() -> list[bytes]:
+        seen: list[bytes] = []
+        async with keyside.AsyncClient(double.socket, timeout_s=10) as other:
+            with pytest.raises(OSError, match="input is gone"):
+                async for result in other.rewrap_batch(arriving()):
+                    seen.append(result.envelope)  # noqa: PERF401  (must be kept after the error)
+        return seen
+
+    assert asyncio.run(use()) == expected

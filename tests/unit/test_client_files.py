@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import io
 import os
 import random
 import shutil
 import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,8 +18,16 @@ from tests.unit.envelope_double import EnvelopeDouble
 
 import keyside
 from keyside import _stream_keys
-from keyside.envelope import parse_wrapping_header
-from keyside.errors import EnvelopeRejected, InvalidArgument, LimitExceeded, NotPermitted
+from keyside._atomic import AtomicFile
+from keyside._file_writing import RUN_BYTES
+from keyside.envelope import MAX_OVERHEAD_BYTES, MAX_WHOLE_BYTES, parse_wrapping_header
+from keyside.errors import (
+    EnvelopeRejected,
+    InvalidArgument,
+    LimitExceeded,
+    NotPermitted,
+    Unavailable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -369,3 +380,171 @@ def test_a_client_of_its_own_is_closed_with_the_file(
         assert opened.read() == PLAIN
         assert len(closed) == 1
     assert len(closed) == 2
+
+
+@pytest.mark.parametrize("size", [50, RUN_BYTES + 1])
+def test_a_child_writes_nothing_into_its_parents_file(
+    folder: Path, client: keyside.Client, size: int
+) -> None:
+    """It shares the descriptor: not even the header may come from there."""
+    file = keyside.open(folder / "f", "wb", key="mail", context=CONTEXT, client=client)
+    file.write(PLAIN[:50])
+    child = os.fork()
+    if child == 0:
+        try:
+            file.write(PLAIN[50:size])
+            file.close()
+        except LimitExceeded:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    file.close()
+    assert read(folder / "f", client) == PLAIN[:50]
+
+
+def test_a_child_neither_fills_nor_places_an_atomic_file(folder: Path) -> None:
+    """Whatever is written with it."""
+    file = AtomicFile(folder / "f", secret=False)
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        actions: list[Callable[[], None]] = [lambda: file.write(b"child"), file.put_in_place]
+        for action in actions:
+            try:
+                action()
+            except PermissionError:
+                refused += 1
+        file.discard()
+        os._exit(0 if refused == 2 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    file.write(b"parent")
+    file.put_in_place()
+    assert [path.read_bytes() for path in folder.iterdir()] == [b"parent"]
+
+
+@pytest.mark.parametrize("raised", [Unavailable("away"), EnvelopeRejected(), KeyboardInterrupt()])
+def test_a_pipe_that_has_failed_has_no_end(
+    folder: Path, client: keyside.Client, monkeypatch: pytest.MonkeyPatch, raised: BaseException
+) -> None:
+    """Each read after an error is an error: whoever tries again must not take it for the end."""
+    sealed = write(folder / "f", client, PLAIN[: 3 * SEGMENT])
+    os.mkfifo(folder / "pipe")
+    feeder = threading.Thread(target=lambda: (folder / "pipe").write_bytes(sealed), daemon=True)
+    feeder.start()
+
+    def fail(*_: object, **__: object) -> int:
+        raise raised
+
+    with keyside.open(folder / "pipe", context=CONTEXT, client=client) as file:
+        with monkeypatch.context() as patched:
+            patched.setattr(_stream_keys.StreamOpener, "open_run", fail)
+            with pytest.raises(type(raised)):
+                file.read(10)
+        for _ in range(3):
+            with pytest.raises(type(raised) if isinstance(raised, Exception) else OSError):
+                file.read(10)
+    feeder.join(10)
+
+
+def test_a_place_that_could_not_be_read_can_be_read_again(
+    folder: Path, client: keyside.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file can seek, an outage costs nothing: no end is shown, no byte skipped."""
+    write(folder / "f", client)
+
+    def fail(*_: object, **__: object) -> int:
+        raise Unavailable("away")
+
+    with keyside.open(folder / "f", context=CONTEXT, client=client) as file:
+        with monkeypatch.context() as patched:
+            patched.setattr(_stream_keys.StreamOpener, "open_run", fail)
+            for _ in range(2):
+                with pytest.raises(Unavailable):
+                    file.read(10)
+        assert file.read() == PLAIN
+
+
+def test_threads_that_share_a_writer_write_one_after_the_other(
+    folder: Path, client: keyside.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each has written stands there in one piece, and opens."""
+    parts = [letter * (2 * RUN_BYTES + 5) for letter in (b"a", b"b")]
+    file = keyside.open(folder / "f", "wb", key="mail", context=CONTEXT, client=client)
+    other = threading.Thread(target=lambda: file.write(parts[1]))
+    whole = _stream_keys.StreamSealer.seal_run
+
+    def let_the_other_in(*arguments: Any, **more: Any) -> int:
+        if other.ident is None:
+            other.start()
+            other.join(0.2)
+        return whole(*arguments, **more)
+
+    monkeypatch.setattr(_stream_keys.StreamSealer, "seal_run", let_the_other_in)
+    file.write(parts[0])
+    other.join(10)
+    file.close()
+    assert read(folder / "f", client) == b"".join(parts)
+
+
+def test_a_child_does_not_wait_for_a_thread_that_it_lacks(
+    folder: Path, client: keyside.Client
+) -> None:
+    """One that was writing when the process forked."""
+    file = keyside.open(folder / "f", "wb", key="mail", client=client)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(file._own_lock().acquire).result(10)
+        child = os.fork()
+        if child == 0:
+            ctypes.CDLL(None).alarm(10)
+            try:
+                file.close()
+            except LimitExceeded:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        threads.submit(file._own_lock().release).result(10)
+    file.discard()
+
+
+def test_a_long_whole_envelope_is_read_from_files_and_pipes(
+    folder: Path, client: keyside.Client, double: EnvelopeDouble
+) -> None:
+    """Longer than any call; for its own context only."""
+    plaintext = PLAIN * 6
+    sealed = double.seal(plaintext, CONTEXT)
+    (folder / "f").write_bytes(sealed)
+    assert read(folder / "f", client) == plaintext
+    with pytest.raises(EnvelopeRejected):
+        keyside.open(folder / "f", client=client)
+    (folder / "f").write_bytes(sealed + b"x")
+    with pytest.raises(EnvelopeRejected):
+        read(folder / "f", client)
+    os.mkfifo(folder / "pipe")
+    feeder = threading.Thread(target=lambda: (folder / "pipe").write_bytes(sealed), daemon=True)
+    feeder.start()
+    assert read(folder / "pipe", client) == plaintext
+    feeder.join(10)
+
+
+def test_what_only_says_it_is_whole_costs_no_memory(
+    folder: Path, client: keyside.Client, double: EnvelopeDouble
+) -> None:
+    """It is read once its key is there and its context fits, and never if it is too long."""
+    wrapped = parse_wrapping_header(double.seal(b"x")).raw
+    lie = wrapped + b"\x01\x00" + bytes(64)
+    with (folder / "f").open("wb") as file:
+        file.write(lie)
+        file.truncate(64 * 1024 * 1024)
+    for error in (EnvelopeRejected, NotPermitted):
+        double.allow_data_keys = error is EnvelopeRejected
+        tracemalloc.start()
+        with pytest.raises(error):
+            read(folder / "f", client)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak_bytes < 16 * 1024 * 1024
+    double.calls.clear()
+    os.truncate(folder / "f", MAX_WHOLE_BYTES + MAX_OVERHEAD_BYTES + 1)
+    with pytest.raises(EnvelopeRejected):
+        read(folder / "f", client)
+    assert double.calls == []

@@ -318,3 +318,23 @@ def test_openings_that_could_not_be_told_are_kept() -> None:
         assert scene.book.used[BANK, 3].last_opened_at == NOW
 
     run(scenario())
+
+
+def test_many_large_reservations_at_once_take_few_turns_and_leave_something_for_others() -> None:
+    """As when data keys are given out, each of which charges its whole limit."""
+
+    async def scenario() -> None:
+        scene, version, large = Scene(), make_version(), 1 << 20
+
+        async def charge() -> None:
+            again = False
+            while not scene.meter.charge(version, 0, large):
+                assert await scene.meter.reserve(version, 0, large, again=again)
+                again = True
+
+        await asyncio.gather(*(charge() for _ in range(200)))
+        assert scene.book.calls <= 3
+        assert 200 * large <= scene.book.count()[0] <= 200 * large + 2 * (1 << 16)
+        assert scene.meter.charge(version, 0), "others need not wait for the store"
+
+    run(scenario())

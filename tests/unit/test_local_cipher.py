@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import os
 import pickle
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from keyside.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
     from keyside.envelope import PayloadHeader
@@ -337,15 +338,21 @@ def test_a_fork_empties_the_cache_whatever_locks_were_held(
     """Another thread may hold any of them at that moment."""
     cipher = keyside.LocalCipher(client, "mail")
     cipher.open(cipher.seal(b"x"))
-    with cipher._keys._lock, cipher._flights._lock:
+    locks = (cipher._keys._lock, cipher._flights._lock)
 
-        def is_empty() -> bool:
-            ctypes.CDLL(None).alarm(10)
-            cipher._keys.refresh()
-            empty = not cipher._keys._data_keys and cipher._keys.sealer is None
-            return empty and cipher._flights.share("x", lambda: True)
+    def is_empty() -> bool:
+        ctypes.CDLL(None).alarm(10)
+        cipher._keys.refresh()
+        cipher.forget_keys()
+        empty = not cipher._keys._data_keys and cipher._keys.sealer is None
+        return empty and cipher._flights.share("x", lambda: True)
 
+    with ThreadPoolExecutor(1) as threads:
+        for lock in locks:
+            threads.submit(lock.acquire).result(10)
         assert in_child(os.fork, is_empty)
+        for lock in locks:
+            threads.submit(lock.release).result(10)
 
 
 def test_a_kernel_that_wipes_nothing_is_made_up_for() -> None:
@@ -426,3 +433,169 @@ def test_an_interrupted_thread_leaves_the_call_to_the_next(client: keyside.Clien
         go_on.set()
         assert second.result(10) == "answer"
         assert isinstance(first.exception(10), KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("call", ["GenerateDataKey", "DecryptDataKey"])
+def test_no_key_that_arrives_while_keys_are_forgotten_is_without_an_age(
+    double: EnvelopeDouble,
+    client: keyside.Client,
+    clock: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+) -> None:
+    """In another thread, at the worst moment."""
+    cipher = keyside.LocalCipher(client, "mail")
+    envelope = double.seal(b"x")
+
+    def use() -> None:
+        cipher.seal(b"x") if call == "GenerateDataKey" else cipher.open(envelope)
+
+    other = threading.Thread(target=use)
+    whole = _local_keys.Ready
+
+    def let_the_other_in() -> _local_keys.Ready:
+        if other.ident is None:
+            other.start()
+            other.join(0.2)
+        return whole()
+
+    monkeypatch.setattr(_local_keys, "Ready", let_the_other_in)
+    cipher.forget_keys()
+    other.join(10)
+    assert double.calls == [call]
+    clock[0] += 301
+    use()
+    assert double.calls == [call, call]
+
+
+def test_forgetting_harms_no_message_that_is_being_sealed(
+    client: keyside.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its key has come: it is sealed under that, and not called too long."""
+    cipher = keyside.LocalCipher(client, "mail")
+    whole = cipher._take_issued
+
+    def take(*arguments: Any) -> direct.DirectSealer:
+        sealer = whole(*arguments)
+        cipher.forget_keys()
+        return sealer
+
+    monkeypatch.setattr(cipher, "_take_issued", take)
+    assert cipher.open(cipher.seal(b"x")) == b"x"
+
+
+def test_what_no_new_key_could_seal_is_refused_at_once(
+    double: EnvelopeDouble, client: keyside.Client
+) -> None:
+    """The bytes that can't be divided among the messages are nobody's; no keys are used up."""
+    for first in (99, 100):
+        double.calls.clear()
+        cipher = keyside.LocalCipher(client, "mail", max_messages=3, max_bytes=100)
+        if first == 99:
+            assert double.open(cipher.seal(bytes(99))) == bytes(99)
+        for _ in range(2):
+            with pytest.raises(LimitExceeded, match="at most 99 bytes"):
+                cipher.seal(bytes(100))
+        assert double.calls == ["GenerateDataKey"]
+
+
+def test_a_key_asked_for_before_keys_were_forgotten_is_not_kept(
+    double: EnvelopeDouble, client: keyside.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It serves who waited for it; who comes later asks anew, and doesn't wait for that one."""
+    cipher = keyside.LocalCipher(client, "mail")
+    envelope = double.seal(b"x")
+    uses: list[tuple[str, Callable[[], bytes]]] = [
+        ("generate_data_key", lambda: cipher.seal(b"x")),
+        ("decrypt_data_key", lambda: cipher.open(envelope)),
+    ]
+    for method, use in uses:
+        entered, go_on = threading.Event(), threading.Event()
+        whole = getattr(client, method)
+
+        def be_slow(
+            argument: Any,
+            whole: Any = whole,
+            entered: threading.Event = entered,
+            go_on: threading.Event = go_on,
+        ) -> Any:
+            if not entered.is_set():
+                entered.set()
+                go_on.wait(10)
+            return whole(argument)
+
+        monkeypatch.setattr(client, method, be_slow)
+        double.calls.clear()
+        with ThreadPoolExecutor(2) as threads:
+            early = threads.submit(use)
+            assert entered.wait(10)
+            cipher.forget_keys()
+            assert threads.submit(use).result(10)
+            assert len(double.calls) == 1
+            cipher.forget_keys()
+            go_on.set()
+            assert early.result(10)
+        assert len(double.calls) == 2
+        assert use()
+        assert len(double.calls) == 3
+
+
+def test_asyncio_keeps_no_key_from_before_either(double: EnvelopeDouble) -> None:
+    """Both kinds of key; and a later task has a call of its own."""
+
+    async def use() -> None:
+        async with keyside.AsyncClient(double.socket, timeout_s=10) as client:
+            cipher = keyside.AsyncLocalCipher(client, "mail")
+            envelope = double.seal(b"x")
+            actions: list[Callable[[], Coroutine[Any, Any, bytes]]] = [
+                lambda: cipher.seal(b"x"),
+                lambda: cipher.open(envelope),
+            ]
+            for action in actions:
+                double.calls.clear()
+                double.delay_s = 0.1
+                early = asyncio.create_task(action())
+                await asyncio.sleep(0.02)
+                cipher.forget_keys()
+                late = asyncio.create_task(action())
+                await asyncio.sleep(0.02)
+                cipher.forget_keys()
+                await asyncio.gather(early, late)
+                double.delay_s = 0
+                assert len(double.calls) == 2
+                await action()
+                assert len(double.calls) == 3
+
+    asyncio.run(use())
+
+
+def test_a_signal_handler_does_not_wait_for_the_thread_it_interrupts(
+    double: EnvelopeDouble, client: keyside.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks for a key itself where that thread is about to."""
+    cipher = keyside.LocalCipher(client, "mail")
+    sealed: list[bytes] = []
+    whole = client.generate_data_key
+
+    def be_interrupted(key: str) -> Any:
+        if not sealed:
+            signal.raise_signal(signal.SIGUSR1)
+        return whole(key)
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError
+
+    def handle(*_: object) -> None:
+        monkeypatch.setattr(client, "generate_data_key", whole)
+        sealed.append(cipher.seal(b"handler"))
+
+    monkeypatch.setattr(client, "generate_data_key", be_interrupted)
+    former = signal.signal(signal.SIGUSR1, handle), signal.signal(signal.SIGALRM, give_up)
+    try:
+        signal.alarm(5)
+        sealed.append(cipher.seal(b"thread"))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGUSR1, former[0])
+        signal.signal(signal.SIGALRM, former[1])
+    assert [double.open(one) for one in sealed] == [b"handler", b"thread"]

@@ -383,3 +383,21 @@ def test_a_caller_that_reads_nothing_is_sent_away_when_it_does() -> None:
         assert before + after == data
 
     run(scenario)
+
+
+def test_what_a_server_said_last_is_passed_on_though_it_takes_nothing_more() -> None:
+    """A caller's acknowledgements meet a closed socket, and must not cost it the answer."""
+
+    async def scenario(rig: Rig) -> None:
+        client, inner = await rig.connect()
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(inner, b"the answer")
+        inner.close()
+        assert rig.relay is not None
+        rig.relay._pipes[0]._to.shutdown(socket.SHUT_WR)  # as if that had been seen first
+        await loop.sock_sendall(client, b"an acknowledgement")
+        rig.relay._pipes[0]._on_readable()
+        assert await read_all(client) == b"the answer"
+        assert len(rig.closed) == 1
+
+    run(scenario)

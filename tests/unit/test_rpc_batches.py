@@ -221,20 +221,56 @@ def test_limits_are_told_and_nothing_is_done(made: MadeStore) -> None:
 
     async def scenario() -> None:
         async with scene_of(made) as scene:
-            many: list[Any] = [(MAIL, b"", {})] * 10_001
-            large: list[Any] = [(MAIL, bytes(250_000), {})] * 5
-            for items in (many, large):
-                with pytest.raises(BadRequest, match=r"10000 items and 1048576 bytes") as refused:
-                    await scene.encrypt(*items)
-                assert refused.value.field == "items"
-                with pytest.raises(BadRequest, match=r"10000 items and 1048576 bytes"):
-                    await scene.decrypt(*((text, {}) for _, text, _ in items))
-                with pytest.raises(BadRequest, match=r"10000 items and 1048576 bytes"):
-                    await scene.rewrap(*(text for _, text, _ in items))
+            many: list[Any] = [(MAIL, b"", {})] * 10_000
+            items: list[Any] = [(MAIL, bytes(250_000), {})] * 5
+            with pytest.raises(BadRequest, match=r"10000 items and 1048576 bytes") as refused:
+                await scene.encrypt(*items)
+            assert refused.value.field == "items"
+            with pytest.raises(BadRequest, match=r"10000 items and 1048576 bytes"):
+                await scene.decrypt(*((text, {}) for _, text, _ in items))
+            with pytest.raises(BadRequest, match=r"10000 items and 1048576 bytes"):
+                await scene.rewrap(*(text for _, text, _ in items))
             assert await scene.encrypt() == await scene.decrypt() == await scene.rewrap() == []
-            sealed = await scene.encrypt(*many[:-1])
+            sealed = await scene.encrypt(*many)
             assert len(sealed) == 10_000
             assert {reason_of(result) for result in sealed} == {""}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("act", ["disable", "compromise"])
+def test_a_version_is_used_no_more_once_it_is_disabled(made: MadeStore, act: str) -> None:
+    """Also in the middle of a batch: what is left of it is told so, item by item."""
+
+    async def scenario() -> None:
+        async with scene_of(made) as scene:
+            sealed = await scene.encrypt(*[(MAIL, bytes(20), {})] * 4_000)
+            envelopes = [result.envelope for result in sealed]
+            if act == "disable":
+                await scene.keyring.rotate(MAIL, actor_uid=5, expected_current=1)
+            take, turns = scene.turns.take, 0
+
+            async def take_and_disable() -> float:
+                nonlocal turns
+                turns += 1
+                if turns == 8:
+                    if act == "disable":
+                        await scene.keyring.disable(MAIL, 1, actor_uid=5)
+                    else:
+                        await scene.keyring.rotate(
+                            MAIL, actor_uid=5, expected_current=1, compromised=True
+                        )
+                return await take()
+
+            scene.turns.take = take_and_disable  # type: ignore[method-assign]
+            if act == "disable":
+                results = await scene.decrypt(*[(envelope, {}) for envelope in envelopes])
+            else:
+                results = await scene.encrypt(*[(MAIL, bytes(20), {})] * 4_000)
+            reasons = [reason_of(result) for result in results]
+            cut = reasons.index("VERSION_DISABLED")
+            assert turns > 8
+            assert reasons == [""] * cut + ["VERSION_DISABLED"] * (4_000 - cut)
 
     run(scenario())
 
@@ -339,9 +375,10 @@ def test_one_account_has_four_batches_under_way_and_others_theirs() -> None:
         gone = asyncio.Event()
 
         async def stay(uid: int) -> None:
-            async with limit.enter(uid):
-                inside.append(uid)
-                await gone.wait()
+            await limit.enter(uid)
+            inside.append(uid)
+            await gone.wait()
+            limit.leave(uid)
 
         tasks = [asyncio.create_task(stay(1)) for _ in range(6)]
         tasks += [asyncio.create_task(stay(2))]

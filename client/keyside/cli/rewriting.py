@@ -128,7 +128,7 @@ class Rewrapper:
                 return Outcome.DONE
             with Replacement(original) as replacement:
                 made = _wait_turn(lambda: self._client.rewrap(header.raw))
-                if _names_same_version(_parse_answer(made, header, has_payload=False), header):
+                if _names_same_version(parse_answer(made, header, has_payload=False), header):
                     return Outcome.ALREADY
                 replacement.write(made)
                 replacement.copy_rest(len(header.raw))
@@ -174,7 +174,7 @@ class Reencrypter:
                 return Outcome.DONE
             with Replacement(original) as replacement:
                 made = _wait_turn(lambda: self._client.reencrypt(envelope, self._context))
-                _parse_answer(made, header, has_payload=True)
+                parse_answer(made, header, has_payload=True)
                 replacement.write(made)
                 replacement.finish()
                 self._journal.add(made)
@@ -225,7 +225,7 @@ def read_header(original: Original) -> WrappingHeader | None:
     return header
 
 
-def _parse_answer(answer: bytes, old: WrappingHeader, *, has_payload: bool) -> WrappingHeader:
+def parse_answer(answer: bytes, old: WrappingHeader, *, has_payload: bool) -> WrappingHeader:
     """Return the header of what the sidecar made.
 
     Raises:

@@ -85,16 +85,24 @@ def rewrap_stream(client: Client, source: SealedInput, target: Output) -> None:
     """Pass the input on with another wrapping header; only that is sent.
 
     Raises:
-        CommandError: Writing failed.
+        CommandError: Writing failed, or the input is not as long as it was.
         EnvelopeRejected: Its wrapping header does not open, or there is no payload behind it.
         KeysideError: As for ``Client.rewrap``.
         OSError: Reading failed.
     """
+    from keyside.cli.replacing import changed_meanwhile
+    from keyside.cli.rewriting import parse_answer
+
     header = source.require_payload()
-    target.append(client.rewrap(header.raw))
+    made = client.rewrap(header.raw)
+    parse_answer(made, header, has_payload=False)
+    target.append(made)
     with Progress(source.size) as progress:
         buffer = memoryview(bytearray(_BUFFER_BYTES))
-        source.read_into(buffer[: len(header.raw)])
+        copied = source.read_into(buffer[: len(header.raw)])
         while count := source.read_into(buffer):
             target.append(buffer[:count])
             progress.add(count)
+            copied += count
+    if source.size is not None and copied != source.size:
+        raise changed_meanwhile()

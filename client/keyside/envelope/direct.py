@@ -81,6 +81,10 @@ class DirectSealer(Unshareable):
         suite: What seals the payloads.
         max_messages: Envelopes to seal at most; never more than 2**32.
         max_bytes: Bytes of plaintext to seal at most; never more than 2**36.
+
+    Attributes:
+        capacity: How long one message may be, if it is the first: ``max_bytes``, less what does
+            not divide among the messages.
     """
 
     __slots__ = (
@@ -95,6 +99,7 @@ class DirectSealer(Unshareable):
         "_scratch_lock",
         "_sequences",
         "_unit",
+        "capacity",
     )
 
     def __init__(
@@ -113,6 +118,7 @@ class DirectSealer(Unshareable):
         max_bytes = min(max_bytes, MAX_BYTES_PER_SEALER)
         self._limit = min(max_messages, MAX_MESSAGES_PER_SEALER, max_bytes)
         self._unit = max_bytes // self._limit
+        self.capacity = self._unit * self._limit
         self._sequences = _count_up()
         # Holds what goes into envelopes, and nothing secret.
         self._scratch = memoryview(bytearray())
@@ -218,7 +224,7 @@ class DirectKeys(Unshareable):
 
 
 def open_directly(
-    keys: DirectKeys, envelope: bytes, payload_at: int, encoded_context: bytes
+    keys: DirectKeys, envelope: bytes | bytearray, payload_at: int, encoded_context: bytes
 ) -> bytes:
     """Return a whole payload's plaintext.
 
@@ -232,12 +238,9 @@ def open_directly(
         EnvelopeRejected: It was altered, or sealed for another context.
     """
     body_at = payload_at + WHOLE_HEADER_LENGTH
-    header = envelope[payload_at:body_at]
-    counter = header[SALTED_LENGTH:_COUNTER_END]
-    digest = sha256(keys.digest_prefix + counter + encoded_context).digest()
-    if not compare_digest(header[_COUNTER_END:], digest):
-        raise EnvelopeRejected
-    body: bytes | memoryview
+    header = bytes(envelope[payload_at:body_at])
+    counter = require_context(keys, header, encoded_context)
+    body: bytes | bytearray | memoryview
     if len(envelope) < _COPY_BELOW:
         body = envelope[body_at:]
     else:
@@ -262,15 +265,25 @@ def open_directly_into(
     """
     body_at = payload_at + WHOLE_HEADER_LENGTH
     header = bytes(envelope[payload_at:body_at])
-    counter = header[SALTED_LENGTH:_COUNTER_END]
-    digest = sha256(keys.digest_prefix + counter + encoded_context).digest()
-    if not compare_digest(header[_COUNTER_END:], digest):
-        raise EnvelopeRejected
+    counter = require_context(keys, header, encoded_context)
     body = envelope[body_at:]
     length = require_possible_length(len(body))
     nonce, aad = _NONCE_PREFIX + counter, PREAMBLE + header
     decrypt_or_wipe(keys.aead, nonce, body, aad, buffer[:length])
     return length
+
+
+def require_context(keys: DirectKeys, header: bytes, encoded_context: bytes) -> bytes:
+    """Return a whole payload header's counter.
+
+    Raises:
+        EnvelopeRejected: It was sealed for another context, or under another key.
+    """
+    counter = header[SALTED_LENGTH:_COUNTER_END]
+    digest = sha256(keys.digest_prefix + counter + encoded_context).digest()
+    if not compare_digest(header[_COUNTER_END:], digest):
+        raise EnvelopeRejected
+    return counter
 
 
 def require_possible_length(body_length: int) -> int:

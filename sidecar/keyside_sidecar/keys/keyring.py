@@ -296,12 +296,14 @@ class Keyring:
             StoreUnavailable: The key is not configured, or could not be loaded yet.
             StoreTampered: It could not be loaded because it fails its checks.
         """
+        again = False
         while True:
             version = self.current(key)
             if self._meter.charge(version, plaintext_bytes, messages):
                 return version
-            if not await self._meter.reserve(version, plaintext_bytes, messages):
+            if not await self._meter.reserve(version, plaintext_bytes, messages, again=again):
                 return version
+            again = True
 
     def note_opened(self, version: VersionKey) -> None:
         """Take note that something was opened under a version."""
@@ -340,6 +342,15 @@ class Keyring:
         if found is None or found.info.version_id != version_id or not may_open(found.info.state):
             return None
         return found.material
+
+    def find_stop(self, version: VersionKey) -> VersionDisabled | None:
+        """Return what is known here that forbids to go on using a version found before, or None."""
+        found = self._recall(version.key_name, version.number)
+        if found is None or (
+            found.info.version_id == version.version_id and may_open(found.info.state)
+        ):
+            return None
+        return VersionDisabled(version.key_name, version.number, str(found.info.state))
 
     def needs_look(self, key: KeyName, number: int, version_id: bytes) -> bool:
         """Return whether :meth:`version` would have to ask the store, if it were called now.

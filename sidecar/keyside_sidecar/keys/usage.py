@@ -136,16 +136,28 @@ class Meter:
             self._fill(version.key_name, account)
         return True
 
-    async def reserve(self, version: VersionKey, plaintext_bytes: int, messages: int = 1) -> bool:
-        """Reserve enough for messages, and what will follow them.
+    async def reserve(
+        self, version: VersionKey, plaintext_bytes: int, messages: int = 1, *, again: bool = False
+    ) -> bool:
+        """Reserve enough for messages, for all others that wait, and for what will follow them.
+
+        Args:
+            version: What seals them.
+            plaintext_bytes: Their size, together.
+            messages: How many.
+            again: It was asked for already.
 
         Returns:
             Whether the store has answered: charge again. Otherwise the messages are counted later
             and may be sealed.
         """
         account = self._find(version)
-        account.wanted_messages = max(account.wanted_messages, messages)
-        account.wanted_bytes = max(account.wanted_bytes, plaintext_bytes)
+        if again:
+            account.wanted_messages = max(account.wanted_messages, messages)
+            account.wanted_bytes = max(account.wanted_bytes, plaintext_bytes)
+        else:
+            account.wanted_messages += messages
+            account.wanted_bytes += plaintext_bytes
         if not self._is_away():
             flight = account.flight or self._fill(version.key_name, account)
             # Once the store was slow, nobody waits until it has answered again.
@@ -269,9 +281,11 @@ class Meter:
 
     async def _fly(self, name: KeyName, account: _Account) -> bool:
         self._adapt(name, account)
-        messages = max(1, max(account.block_messages, account.wanted_messages) - account.messages)
+        messages = max(
+            1, _enough(account.block_messages, account.wanted_messages) - account.messages
+        )
         plaintext_bytes = max(
-            0, max(account.block_bytes, account.wanted_bytes) - account.plaintext_bytes
+            0, _enough(account.block_bytes, account.wanted_bytes) - account.plaintext_bytes
         )
         account.wanted_messages = account.wanted_bytes = 0
         try:
@@ -369,6 +383,11 @@ class Meter:
     async def _end_flights(self) -> None:
         flights = [account.flight for account in self._accounts.values() if account.flight]
         await asyncio.gather(*flights, return_exceptions=True)
+
+
+def _enough(block: int, wanted: int) -> int:
+    """Return how much serves all who wait, and leaves at least half a block."""
+    return block if wanted * 2 <= block else block + wanted
 
 
 def _resize(block: int, left: int, lasted_s: float) -> int:

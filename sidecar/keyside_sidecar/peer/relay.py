@@ -7,10 +7,10 @@ Each direction is one pipe::
 READING waits for input and writes it on at once. BLOCKED holds what could not be written (at most
 one buffer) and reads nothing until it is gone: that is the back-pressure. FINISHED has passed the
 end of input on (``shutdown(SHUT_WR)``). The relay closes when the server's end is finished (a
-caller must not keep a connection that has no server), when either socket fails, when the caller's
-process ends, or when told to; closing twice does nothing. Told to send its caller away, it puts a
-GOAWAY between two of the server's frames (``frames.py``); the caller then ends the connection when
-its calls are done.
+caller must not keep a connection that has no server), when the caller's socket fails, when the
+caller's process ends, or when told to; closing twice does nothing. Told to send its caller away, it
+puts a GOAWAY between two of the server's frames (``frames.py``); the caller then ends the
+connection when its calls are done.
 
 Sockets are read with ``recv_into`` into one buffer per worker, not through asyncio transports: an
 idle connection then costs no buffer, and the order of withdrawing the ticket and closing the
@@ -105,7 +105,7 @@ class _Pipe:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._relay.close()
+            self._break()
             return
         if self._frames is not None:
             self._frames.follow(self._buffer, count)
@@ -144,7 +144,7 @@ class _Pipe:
         except BlockingIOError:
             return
         except OSError:
-            self._relay.close()
+            self._break()
             return
         if sent < len(self._pending):
             self._pending = self._pending[sent:]
@@ -154,6 +154,11 @@ class _Pipe:
         self._loop.add_reader(self._from.fileno(), self._on_readable)
         if self._says_goodbye:
             self.say_goodbye()
+
+    def _break(self) -> None:
+        """Read nothing any more: what is read can't be passed on."""
+        self.stop()
+        self._relay.pipe_broken(self)
 
     def _finish(self) -> None:
         self._loop.remove_reader(self._from.fileno())
@@ -263,6 +268,11 @@ class Relay:
 
     def pipe_finished(self, pipe: _Pipe) -> None:
         """Close when the server has ended; a caller that has may still get its answers."""
+        if pipe is self._pipes[1]:
+            self.close()
+
+    def pipe_broken(self, pipe: _Pipe) -> None:
+        """Close when the caller takes nothing more; a server's last words are passed on first."""
         if pipe is self._pipes[1]:
             self.close()
 

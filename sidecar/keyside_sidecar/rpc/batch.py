@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from keyside.envelope import VersionKey, WrappingHeader
     from keyside.names import KeyName
     from keyside_sidecar.access.reasons import Reason
+    from keyside_sidecar.errors import VersionDisabled
     from keyside_sidecar.rpc.tally import Tally
     from keyside_sidecar.rpc.turns import Turns
 
@@ -33,11 +34,13 @@ class Batch:
         decide: Says why the caller may not do this with a key; None where it may.
         tally: Counts what becomes of the items.
         refused: Items that are refused whatever ``decide`` says, by their place.
+        uses: How many of a grant's uses it came to.
     """
 
     decide: Callable[[KeyName], Reason | None]
     tally: Tally
     refused: Mapping[int, Exception] = field(default_factory=dict)
+    uses: int = 0
 
     def withdraw(self, result: Any, error: Exception) -> None:
         """Take back what an item came to, and have it tell an error.
@@ -64,13 +67,13 @@ class Group:
         version: The version that wraps, or wrapped, their data keys.
         act: Is given an item's place and the result there to fill in, the last thing that it does.
             What it raises becomes the item's status.
-        new_version: The number of the version that they are rewrapped to.
+        new: The version that they are rewrapped to.
         done: With how many it succeeded.
     """
 
     version: VersionKey
     act: Callable[[int, Any], None]
-    new_version: int = 0
+    new: VersionKey | None = None
     done: int = 0
 
 
@@ -82,12 +85,25 @@ class Work:
         uid: Whose.
         turns: Says when to work.
         count: How many items there are.
+        find_stop: Says why a version may not be used any more; asked again in each turn.
     """
 
-    __slots__ = ("_batch", "_groups", "_known", "_owners", "_statuses", "_turns", "_until", "uid")
+    __slots__ = (
+        *("_batch", "_find_stop", "_groups", "_known", "_owners", "_statuses", "_turns", "_until"),
+        *("_versions", "uid"),
+    )
 
-    def __init__(self, batch: Batch, uid: int, turns: Turns, count: int) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        uid: int,
+        turns: Turns,
+        count: int,
+        *,
+        find_stop: Callable[[VersionKey], VersionDisabled | None],
+    ) -> None:
         self.uid = uid
+        self._find_stop = find_stop
         self._batch = batch
         self._turns = turns
         self._until = 0.0
@@ -95,6 +111,7 @@ class Work:
         self._owners: list[Group | None] = [None] * count
         self._statuses: dict[int, Status] = {}
         self._known: dict[bytes, VersionKey] = {}
+        self._versions: set[VersionKey] = set()
 
     async def sort(self, keys: Iterable[T]) -> dict[T, list[int]]:
         """Return the items' places by what they have in common; those refused get their status.
@@ -161,6 +178,9 @@ class Work:
     def add(self, group: Group, places: Iterable[int] = ()) -> Group:
         """Have a group done, with the items in those places."""
         self._groups.append(group)
+        self._versions.add(group.version)
+        if group.new is not None:
+            self._versions.add(group.new)
         for place in places:
             self._owners[place] = group
         return group
@@ -181,16 +201,20 @@ class Work:
         parts: list[bytes] = []
         message: Any = response()
         fail = self._batch.tally.fail
+        stopped = self._find_stopped()
         for place, group in enumerate(self._owners):
             if perf_counter() > self._until:
                 parts.append(message.SerializeToString())
                 message.Clear()
                 self._until = await self._turns.take()
+                stopped = self._find_stopped()
             result = message.results.add()
             if group is None:
                 result.status.CopyFrom(self._statuses[place])
                 continue
             try:
+                if stopped:
+                    _require_going(group, stopped)
                 group.act(place, result)
             except Exception as error:  # noqa: BLE001  (the table names every kind)
                 result.status.CopyFrom(fail(error))
@@ -199,12 +223,26 @@ class Work:
         parts.append(message.SerializeToString())
         return b"".join(parts)
 
+    def _find_stopped(self) -> dict[VersionKey, VersionDisabled]:
+        """Return the versions that were disabled, or destroyed, since they were found."""
+        found = ((version, self._find_stop(version)) for version in self._versions)
+        return {version: error for version, error in found if error is not None}
+
     def count(self) -> list[VersionKey]:
         """Count what succeeded (tally.py); return the versions under which something did."""
         used = [group for group in self._groups if group.done]
         for group in used:
             version = group.version
             self._batch.tally.count(
-                version.key_name, int(version.number), group.done, new_version=group.new_version
+                version.key_name,
+                int(version.number),
+                group.done,
+                new_version=0 if group.new is None else int(group.new.number),
             )
         return [group.version for group in used]
+
+
+def _require_going(group: Group, stopped: Mapping[VersionKey, VersionDisabled]) -> None:
+    for version in (group.version, group.new):
+        if version is not None and version in stopped:
+            raise stopped[version]

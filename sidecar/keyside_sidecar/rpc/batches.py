@@ -8,7 +8,7 @@ wrong with an item becomes its own status, and the call succeeds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from keyside.envelope import (
     PayloadOpener,
@@ -28,6 +28,7 @@ from keyside_sidecar.errors import BadRequest, Refused
 from keyside_sidecar.rpc.batch import Group, Work
 from keyside_sidecar.rpc.encryption_messages import copy_context, make_reference
 from keyside_sidecar.rpc.fields import read_key_name
+from keyside_sidecar.rpc.items import too_large
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from keyside_sidecar.rpc.guard import Call
     from keyside_sidecar.rpc.turns import Turns
     from keyside_sidecar.rpc.versions import Versions
-
-MAX_ITEMS: Final = 10_000
 
 
 class BatchServicer:
@@ -80,13 +79,16 @@ class BatchServicer:
         self._require_size(sizes, "plaintexts")
         for text, places in by_key.items():
             await work.pause()
+            kept: Sequence[int] = places
             try:
                 key = read_key_name(text, "key")
                 work.require(key)
                 kept = self._keep_short(places, sizes, work)
+                if not kept:
+                    continue
                 version = await self._charge(key, sum(sizes[place] for place in kept), len(kept))
             except Exception as error:  # noqa: BLE001  (the table names every kind)
-                work.fail(places, error)
+                work.fail(kept, error)
                 continue
             work.add(Group(version, self._make_sealer(version, items)), kept)
         answer = await work.run(pb.BatchEncryptResponse)
@@ -151,16 +153,15 @@ class BatchServicer:
         return answer
 
     def _begin(self, call: Call, request: Any) -> Work:
-        """Refuse a batch of too many items; return the work on another.
-
-        Raises:
-            BadRequest: There are too many.
-        """
+        """Return the work on a batch; the guard has seen to it that it has few enough items."""
         assert call.batch is not None  # noqa: S101  (the guard has made it)
-        count = len(request.items)
-        if count > MAX_ITEMS:
-            raise self._too_large(f"are {count}")
-        return Work(call.batch, call.connection.credential.uid, self._turns, count)
+        return Work(
+            call.batch,
+            call.connection.credential.uid,
+            self._turns,
+            len(request.items),
+            find_stop=self._keyring.find_stop,
+        )
 
     async def _find(self, raw: bytes, work: Work) -> VersionKey:
         """Return the version that a wrapping header names, where the caller may use its key."""
@@ -207,14 +208,7 @@ class BatchServicer:
         """
         size_bytes = sum(sizes)
         if size_bytes > self._max_batch_bytes:
-            raise self._too_large(f"have {size_bytes} bytes of {what}")
-
-    def _too_large(self, problem: str) -> BadRequest:
-        return BadRequest(
-            "items",
-            f"{problem}; a batch takes at most {MAX_ITEMS} items and {self._max_batch_bytes} bytes "
-            "of plaintexts, or of envelopes, in all (max_batch_bytes)",
-        )
+            raise too_large(f"have {size_bytes} bytes of {what}", self._max_batch_bytes)
 
 
 def _cut_headers(items: Iterable[Any], envelopes: list[bytes]) -> Iterator[bytes]:
@@ -275,7 +269,7 @@ def _carry_over(
         result.previous.CopyFrom(before)
         result.version.CopyFrom(after)
 
-    return Group(versions[0], act, int(versions[1].number))
+    return Group(versions[0], act, versions[1])
 
 
 def _choose_error(error: Exception, pairs: Mapping[str, str]) -> Exception:

@@ -13,6 +13,8 @@ from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from keyside_sidecar.peer.connection import Connection
 
 _PUBLIC_CALLS: Final = 1024
@@ -70,12 +72,13 @@ class Slot:
         uid: Whose it is.
     """
 
-    __slots__ = ("_budget", "_holders", "_uid")
+    __slots__ = ("_after", "_budget", "_holders", "_uid")
 
     def __init__(self, budget: CallLimits, uid: int) -> None:
         self._budget = budget
         self._uid = uid
         self._holders = 1
+        self._after: Callable[[], None] | None = None
 
     def hold(self) -> None:
         """Keep the place until :meth:`leave` is called once more."""
@@ -86,6 +89,12 @@ class Slot:
         self._holders -= 1
         if not self._holders:
             self._budget.leave(self._uid)
+            if self._after is not None:
+                self._after()
+
+    def then(self, after: Callable[[], None]) -> None:
+        """Have something done when the place is given up."""
+        self._after = after
 
 
 class CallLimits:

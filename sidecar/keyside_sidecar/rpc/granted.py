@@ -162,13 +162,16 @@ class GrantedCalls:
                 refused[place] = refuse_as(Reason.GRANT_SCOPE)
             else:
                 wished[place] = wish
-        if method.operation is not Operation.ENCRYPT:  # their version is known now
-            verdicts = self._office.check_each(use, list(wished.values()))
-            refused |= {
-                place: verdict
-                for place, verdict in zip(wished, verdicts, strict=True)
-                if verdict is not None
-            }
+        known = list(wished.values())
+        if method.operation is Operation.ENCRYPT:  # they are sealed with the current version
+            number = self._office.current_version(own)
+            known = [replace(wish, version=number) for wish in known]
+        verdicts = self._office.check_each(use, known)
+        refused |= {
+            place: verdict
+            for place, verdict in zip(wished, verdicts, strict=True)
+            if verdict is not None
+        }
         batch.refused = refused
         batch.decide = lambda key: None if key == own else by_policy(key)
         return {place: wish for place, wish in wished.items() if place not in refused}
@@ -190,6 +193,7 @@ class GrantedCalls:
             return
         verdicts = await self._office.spend_each(use, list(done.values()))
         assert call.batch is not None  # noqa: S101
+        call.batch.uses = verdicts.count(None)
         for place, verdict in zip(done, verdicts, strict=True):
             if verdict is not None:
                 call.batch.withdraw(results[place], verdict)

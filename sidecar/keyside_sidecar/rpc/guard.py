@@ -41,6 +41,7 @@ from keyside_sidecar.errors import (
 )
 from keyside_sidecar.rpc.batch import Batch
 from keyside_sidecar.rpc.fields import read_key_name
+from keyside_sidecar.rpc.items import require_countable
 from keyside_sidecar.rpc.methods import Kept, KeyFrom, Method
 from keyside_sidecar.rpc.status import DETAILS_KEY, Failure, PolicyChanged, describe_failure
 from keyside_sidecar.rpc.tally import Tally
@@ -113,6 +114,7 @@ class Guard:
         granted: Serves people who hold a grant.
         turns: Says when batches are received and worked on.
         max_call_bytes: The longest message of a call that is no batch.
+        max_batch_bytes: How much a batch's items may have in all, to be told.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Guard:
         granted: GrantedCalls,
         turns: Turns,
         max_call_bytes: int,
+        max_batch_bytes: int,
     ) -> None:
         self._registry = registry
         self._identifier = identifier
@@ -138,6 +141,7 @@ class Guard:
         self._journal = journal
         self._granted = granted
         self._max_call_bytes = max_call_bytes
+        self._max_batch_bytes = max_batch_bytes
         self._turns = turns
 
     def unary(
@@ -208,20 +212,27 @@ class Guard:
         async def answer(
             _requests: object, context: StreamContext, caller: Connection, slot: Slot
         ) -> bytes:
-            async with self._turns.enter(caller.credential.uid):
-                data = await self._receive(context, caller)
-                subject = await self._identifier.identify(caller)
-                reason = self._policy.decide_for_any(subject, method.operation)
-                credential = _find_credential(context, method, reason or Reason.NOT_ALLOWED)
-                if reason is not None and credential is None:
-                    raise Refused(reason)
+            uid = caller.credential.uid
+            await self._turns.enter(uid)
+            slot.then(partial(self._turns.leave, uid))
+            data = await self._receive(context, caller)
+            subject = await self._identifier.identify(caller)
+            reason = self._policy.decide_for_any(subject, method.operation)
+            credential = _find_credential(context, method, reason or Reason.NOT_ALLOWED)
+            if reason is not None and credential is None:
+                raise Refused(reason)
+            doing = serve
+            try:
+                require_countable(data, request_type, self._max_batch_bytes)
                 request = _parse(request_type, data)
-                decide = cache(partial(self._policy.decide, subject, method.operation))
-                batch = Batch(decide, Tally(method.path))
-                call = Call(caller, subject, None, None, batch, slot)
-                if credential is None:
-                    return await self._serve(method, call, request, serve)
-                return await self._granted.serve_batch(method, call, request, credential, serve)
+            except BadRequest as error:  # not without a record
+                request, doing = request_type(), _refuse_with(error)
+            decide = cache(partial(self._policy.decide, subject, method.operation))
+            batch = Batch(decide, Tally(method.path))
+            call = Call(caller, subject, None, None, batch, slot)
+            if credential is None:
+                return await self._serve(method, call, request, doing)
+            return await self._granted.serve_batch(method, call, request, credential, doing)
 
         async def handle(requests: object, context: StreamContext) -> bytes:
             return await self._attend(method.path, requests, context, answer)
@@ -466,6 +477,13 @@ def _parse(request_type: type[Message], data: bytes) -> Message:
         return request_type.FromString(data)
     except DecodeError:
         raise BadRequest("request", f"is not a {request_type.DESCRIPTOR.full_name}") from None
+
+
+def _refuse_with(error: BadRequest) -> Callable[[Call, Any], Awaitable[bytes]]:
+    async def refuse(_call: Call, _request: Any) -> bytes:
+        raise error
+
+    return refuse
 
 
 def _serialise(message: Message | bytes) -> bytes:

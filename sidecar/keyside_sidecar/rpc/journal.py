@@ -198,6 +198,8 @@ class Journal:
             "details": {"operation": method.operation.value},
         }
 
+        batch = call.batch
+
         async def work() -> T:
             whose = (call.connection.credential.uid, _USE)
             try:
@@ -205,10 +207,12 @@ class Journal:
             except Exception:
                 self._patience.charge(whose)
                 raise
-            self._patience.refill(whose)
+            if batch is None or batch.uses:
+                self._patience.refill(whose)
+            else:
+                self._patience.charge(whose)
             return response
 
-        batch = call.batch
         tell = None if batch is None else batch.tally.describe
         return await self._shielded(
             call, self._act(Action(facts, "access.use"), method, work, tell)

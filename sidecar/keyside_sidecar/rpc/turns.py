@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
 _TURN_S: Final = 0.001
 _SHARED_TURN_S: Final = 0.0005
@@ -41,9 +40,8 @@ class Turns:
         self._batches = 0
         self._by_uid: dict[int, tuple[asyncio.Semaphore, int]] = {}
 
-    @asynccontextmanager
-    async def enter(self, uid: int) -> AsyncIterator[None]:
-        """Wait until one more batch of an account may be received and worked on.
+    async def enter(self, uid: int) -> None:
+        """Wait until one more batch of an account may be received and worked on, until ``leave``.
 
         Few may at once. The others are among the calls in flight (calls.py), and their messages
         are not received meanwhile.
@@ -55,15 +53,24 @@ class Turns:
         self._by_uid[uid] = gate, users + 1
         self._batches += 1
         try:
-            async with gate:
-                yield
-        finally:
-            self._batches -= 1
-            gate, users = self._by_uid[uid]
-            if users > 1:
-                self._by_uid[uid] = gate, users - 1
-            else:
-                del self._by_uid[uid]
+            await gate.acquire()
+        except BaseException:
+            self._forget(uid)
+            raise
+
+    def leave(self, uid: int) -> None:
+        """Let another batch of an account in."""
+        gate, _users = self._by_uid[uid]
+        gate.release()
+        self._forget(uid)
+
+    def _forget(self, uid: int) -> None:
+        self._batches -= 1
+        gate, users = self._by_uid[uid]
+        if users > 1:
+            self._by_uid[uid] = gate, users - 1
+        else:
+            del self._by_uid[uid]
 
     async def take(self) -> float:
         """Wait for a turn; return when it ends, by ``time.perf_counter``.

@@ -1,0 +1,118 @@
+"""Counts what a batch's message holds before it is parsed.
+
+A parsed message takes many times the room of its bytes: of empty items, 16 MiB become half a
+gigabyte, and a worker serves nobody while they do. So the limit on items is looked at first. What
+is malformed is left to the parser, which refuses it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from keyside.envelope.context import MAX_CONTEXT_PAIRS
+from keyside_sidecar.errors import BadRequest
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+MAX_ITEMS: Final = 10_000
+
+_LENGTH_DELIMITED: Final = 2
+# The field ``items`` of each request.
+_ITEM: Final = 1 << 3 | _LENGTH_DELIMITED
+# Of one item, beside its context; and so many more in all, so that an item with a context of too
+# many pairs fails alone.
+_FIELDS: Final = 3
+_SPARE_FIELDS: Final = 10_000
+
+
+def require_countable(data: bytes, request_type: type[Message], max_batch_bytes: int) -> None:
+    """Return where a batch's message has few enough items, and pairs in their contexts.
+
+    Args:
+        data: The message.
+        request_type: What it shall be.
+        max_batch_bytes: How much the items may have in all, to be told.
+
+    Raises:
+        BadRequest: It has too many.
+    """
+    spans = _find_items(data, max_batch_bytes)
+    items: Any = request_type.DESCRIPTOR.fields_by_name["items"]
+    contexts = items.message_type.fields_by_name
+    if "context" not in contexts:
+        return
+    most = len(spans) * (_FIELDS + MAX_CONTEXT_PAIRS) + _SPARE_FIELDS
+    tag = contexts["context"].number << 3 | _LENGTH_DELIMITED
+    # Each pair has this byte, and others may be the same: few of them are few pairs.
+    if data.count(tag) <= most:
+        return
+    for start, end in spans:
+        most -= _count_fields(data, start, end, most)
+        if most < 0:
+            text = f"have too many pairs in their contexts; one has at most {MAX_CONTEXT_PAIRS}"
+            raise BadRequest("items", text)
+
+
+def too_large(problem: str, max_batch_bytes: int) -> BadRequest:
+    """Return what a batch over its limits is told."""
+    return BadRequest(
+        "items",
+        f"{problem}; a batch takes at most {MAX_ITEMS} items and {max_batch_bytes} bytes of "
+        "plaintexts, or of envelopes, in all (max_batch_bytes)",
+    )
+
+
+def _find_items(data: bytes, max_batch_bytes: int) -> list[tuple[int, int]]:
+    """Return where items begin and end.
+
+    Raises:
+        BadRequest: There are too many, or there is something beside them.
+    """
+    spans: list[tuple[int, int]] = []
+    at, size = 0, len(data)
+    while at < size:
+        if data[at] != _ITEM:
+            raise BadRequest("items", "come with a field that is unknown to this version")
+        if len(spans) == MAX_ITEMS:
+            raise too_large(f"are more than {MAX_ITEMS}", max_batch_bytes)
+        start, length = _read_number(data, at + 1)
+        at = start + length
+        spans.append((start, min(at, size)))
+    return spans
+
+
+def _count_fields(data: bytes, at: int, end: int, most: int) -> int:
+    """Return how many fields a message has; it is enough to know that they are more than ``most``.
+
+    Fields that are no bytes count, too: nothing that we know has any.
+    """
+    count = 0
+    while at < end and count <= most:
+        kind = data[at] & 7
+        at, _tag = _read_number(data, at)
+        count += 1
+        if kind == _LENGTH_DELIMITED:
+            at, length = _read_number(data, at)
+            at += length
+        elif kind == 0:
+            at, _value = _read_number(data, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            return count  # no such kind is taken by the parser, or it is a group, kept unparsed
+    return count
+
+
+def _read_number(data: bytes, at: int) -> tuple[int, int]:
+    """Return where a varint ends, and its value; a value past the end where it is cut off."""
+    value = shift = 0
+    size = len(data)
+    while at < size and shift < 64:  # noqa: PLR2004  (bits)
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:  # noqa: PLR2004  (the last one)
+            return at, value
+        shift += 7
+    return size, size

@@ -1,0 +1,80 @@
+"""What a batch's message holds is counted before it is parsed (rpc/items.py)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from keyside.v1 import encryption_pb2 as pb
+from keyside_sidecar.errors import BadRequest
+from keyside_sidecar.rpc.items import MAX_ITEMS, require_countable
+
+KINDS: tuple[Any, ...] = (pb.BatchEncryptRequest, pb.BatchDecryptRequest, pb.BatchRewrapRequest)
+EMPTY_ITEM = b"\x0a\x00"
+
+
+def encrypt_message(*contexts: dict[str, str], plaintext: bytes = b"") -> bytes:
+    """Return a request with as many items."""
+    items = [pb.BatchEncryptItem(key="k", plaintext=plaintext, context=it) for it in contexts]
+    return pb.BatchEncryptRequest(items=items).SerializeToString()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_too_many_items_are_refused_and_told_both_limits(kind: Any) -> None:
+    require_countable(EMPTY_ITEM * MAX_ITEMS, kind, 99)
+    for data in (EMPTY_ITEM * (MAX_ITEMS + 1), EMPTY_ITEM * (8 << 20)):
+        with pytest.raises(BadRequest, match=r"10000 items and 99 bytes") as refused:
+            require_countable(data, kind, 99)
+        assert refused.value.field == "items"
+
+
+def test_what_real_clients_send_passes() -> None:
+    """The largest contexts, and plaintexts that look like nothing but pairs."""
+    pairs = {f"{number:0128d}": "v" * 20 for number in range(32)}
+    require_countable(encrypt_message(*[pairs] * 600), pb.BatchEncryptRequest, 1)
+    for byte in (0x0A, 0x12, 0x1A):
+        looks_alike = encrypt_message({}, {"a": "b"}, plaintext=bytes([byte]) * 1_000_000)
+        require_countable(looks_alike, pb.BatchEncryptRequest, 1)
+    noise = random.Random(7).randbytes(4 << 20)
+    require_countable(encrypt_message({}, plaintext=noise), pb.BatchEncryptRequest, 1)
+    require_countable(b"", pb.BatchEncryptRequest, 1)
+
+
+def test_an_item_with_too_many_pairs_is_left_to_fail_alone() -> None:
+    several = encrypt_message({}, {str(number): "" for number in range(9_000)}, {})
+    require_countable(several, pb.BatchEncryptRequest, 1)
+
+
+def test_contexts_beyond_all_measure_are_refused() -> None:
+    """Whatever the other fields are, and wherever the pairs are."""
+    pair = b"\x1a\x02\x0a\x00"
+    for body in (pair * 50_000, b"\x0a\x01k\x20\x01" + pair * 50_000, b"\x25abcd" + pair * 50_000):
+        length = len(body)
+        prefix = b"\x0a" + bytes([length & 0x7F | 0x80, length >> 7 & 0x7F | 0x80, length >> 14])
+        message = prefix + body
+        assert len(pb.BatchEncryptRequest.FromString(message).items) == 1
+        with pytest.raises(BadRequest, match="too many pairs"):
+            require_countable(EMPTY_ITEM + message, pb.BatchEncryptRequest, 1)
+
+
+def test_a_field_beside_the_items_is_refused() -> None:
+    with pytest.raises(BadRequest, match="unknown"):
+        require_countable(EMPTY_ITEM + b"\x10\x01" + EMPTY_ITEM, pb.BatchEncryptRequest, 1)
+
+
+def test_whatever_arrives_is_walked_to_its_end() -> None:
+    """Cut or random bytes are for the parser; counting never fails in another way."""
+    whole = encrypt_message({"a": "b"}, {"c": "d"}, plaintext=b"\x1a" * 40_000)
+    numbers = random.Random(11)
+    for data in (
+        *(whole[: numbers.randrange(len(whole))] for _ in range(200)),
+        *(b"\x0a" + numbers.randbytes(60) for _ in range(2_000)),
+        b"\x0a" + b"\xff" * 11,
+        b"\x0a",
+    ):
+        try:
+            require_countable(data, pb.BatchEncryptRequest, 1)
+        except BadRequest:
+            continue
