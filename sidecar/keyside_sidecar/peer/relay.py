@@ -50,6 +50,7 @@ class _Pipe:
         "_finished",
         "_frames",
         "_from",
+        "_is_last",
         "_loop",
         "_pending",
         "_relay",
@@ -74,6 +75,7 @@ class _Pipe:
         self._buffer = buffer
         self._pending: memoryview | None = None
         self._finished = False
+        self._is_last = False
         self._frames = frames
         self._says_goodbye = False
 
@@ -93,6 +95,8 @@ class _Pipe:
         try:
             count = self._from.recv_into(self._buffer)
         except BlockingIOError:
+            if self._is_last:
+                self._finish()
             return
         except OSError:
             self._relay.close()
@@ -154,6 +158,17 @@ class _Pipe:
         self._loop.add_reader(self._from.fileno(), self._on_readable)
         if self._says_goodbye:
             self.say_goodbye()
+        if self._is_last:
+            self.read_last()
+
+    def read_last(self) -> None:
+        """Pass on what is there still, and finish: the other end of the source is closed.
+
+        The event loop is not waited for: it may have told of that already, and tells it once.
+        """
+        self._is_last = True
+        while not self._finished and self._pending is None:
+            self._on_readable()
 
     def _break(self) -> None:
         """Read nothing any more: what is read can't be passed on."""
@@ -275,6 +290,8 @@ class Relay:
         """Close when the caller takes nothing more; a server's last words are passed on first."""
         if pipe is self._pipes[1]:
             self.close()
+        else:
+            self._pipes[1].read_last()
 
     def send_away(self) -> None:
         """Ask the caller to make its next calls on another connection; safe at any time."""
