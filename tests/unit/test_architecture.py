@@ -123,3 +123,10 @@ def test_what_an_import_leaves_unloaded(statement: str, absent: set[str]) -> Non
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
     ).stdout.split()
     assert {name for name in loaded if within(name, absent)} == set()
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Otherwise pytest can't collect all of them in one run, as ``make soak`` does."""
+    names = [path.name for path in (REPOSITORY / "tests").glob("*/test_*.py")]
+    assert len(names) > 100
+    assert [name for name in set(names) if names.count(name) > 1] == []
