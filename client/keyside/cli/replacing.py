@@ -17,6 +17,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Final, Self
 
+from keyside._atomic import write_all
 from keyside._temporary import create_temporary
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
@@ -185,10 +186,8 @@ class Replacement:
         Raises:
             CommandError: Writing failed.
         """
-        view = memoryview(data)
         try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
+            write_all(self._descriptor, data)
         except OSError as error:
             raise _cannot_write(error) from None
 

@@ -22,7 +22,7 @@ from keyside.audit import (
     name_log,
     sign_checkpoint,
 )
-from keyside_sidecar.audit.places import Places, fsync_directory
+from keyside_sidecar.audit.places import Places, write_new
 from keyside_sidecar.audit.signing import SigningKey, hash_checkpoint, write_key
 from keyside_sidecar.audit.stamps import Stamps
 from keyside_sidecar.clock import SystemClock
@@ -101,7 +101,7 @@ def create_log(settings: AuditSettings) -> bytes:
     try:
         write_key(places.key, SigningKey(following, hash_checkpoint(line[:-1])))
         try:
-            _write_new(places.log, line)
+            write_new(places.log, line)
         except OSError:
             places.key.unlink()
             raise
@@ -112,18 +112,3 @@ def create_log(settings: AuditSettings) -> bytes:
             exit_code=_EX_CANTCREAT,
         ) from error
     return public_key
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    descriptor = os.open(
-        path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE
-    )
-    try:
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-    except OSError:
-        path.unlink()
-        raise
-    finally:
-        os.close(descriptor)
-    fsync_directory(path.parent)

@@ -10,6 +10,8 @@ audit-damaged-000000000123     what a crash left behind of record 123 and later 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DIGITS: Final = 12
+_MODE: Final = 0o600
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,28 @@ class Places:
     def parse_finished(self, path: Path) -> int:
         """Return which record a finished file begins with, as its name says."""
         return int(path.stem.rpartition("-")[2])
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a new file of a few lines that its owner alone can read, durably.
+
+    Raises:
+        OSError: There is something already, or it can't be written; nothing is left of it then.
+    """
+    descriptor = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE
+    )
+    try:
+        if os.write(descriptor, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
+        os.fsync(descriptor)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    fsync_directory(path.parent)
 
 
 def fsync_directory(path: Path) -> None:

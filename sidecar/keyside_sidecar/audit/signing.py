@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -35,7 +34,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from keyside_sidecar.audit.places import fsync_directory
+from keyside_sidecar.audit.places import fsync_directory, write_new
 from keyside_sidecar.errors import StartupError
 
 if TYPE_CHECKING:
@@ -179,21 +178,7 @@ def write_key(path: Path, key: SigningKey) -> None:
     Raises:
         OSError: It is there already, or can't be written; nothing is left of it then.
     """
-    descriptor = os.open(
-        path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE
-    )
-    try:
-        line = _encode(key)
-        if os.write(descriptor, line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
-        os.fsync(descriptor)
-    except OSError:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise
-    finally:
-        os.close(descriptor)
-    fsync_directory(path.parent)
+    write_new(path, _encode(key))
 
 
 def holds_key(places: Places, checkpoint: Checkpoint) -> bool:

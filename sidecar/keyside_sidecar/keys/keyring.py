@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar.errors import (
     CustodyError,
+    RequestError,
     RotationConflict,
     SidecarError,
     StoreTampered,
@@ -343,14 +344,15 @@ class Keyring:
             return None
         return found.material
 
-    def find_stop(self, version: VersionKey) -> VersionDisabled | None:
+    def find_stop(self, version: VersionKey) -> RequestError | None:
         """Return what is known here that forbids to go on using a version found before, or None."""
         found = self._recall(version.key_name, version.number)
-        if found is None or (
-            found.info.version_id == version.version_id and may_open(found.info.state)
-        ):
-            return None
-        return VersionDisabled(version.key_name, version.number, str(found.info.state))
+        if found is not None:
+            try:
+                _require_usable(found, version.version_id)
+            except RequestError as error:
+                return error
+        return None
 
     def needs_look(self, key: KeyName, number: int, version_id: bytes) -> bool:
         """Return whether :meth:`version` would have to ask the store, if it were called now.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from keyside.envelope import VersionKey, WrappingHeader
     from keyside.names import KeyName
     from keyside_sidecar.access.reasons import Reason
-    from keyside_sidecar.errors import VersionDisabled
+    from keyside_sidecar.errors import RequestError
     from keyside_sidecar.rpc.tally import Tally
     from keyside_sidecar.rpc.turns import Turns
 
@@ -100,7 +100,7 @@ class Work:
         turns: Turns,
         count: int,
         *,
-        find_stop: Callable[[VersionKey], VersionDisabled | None],
+        find_stop: Callable[[VersionKey], RequestError | None],
     ) -> None:
         self.uid = uid
         self._find_stop = find_stop
@@ -223,7 +223,7 @@ class Work:
         parts.append(message.SerializeToString())
         return b"".join(parts)
 
-    def _find_stopped(self) -> dict[VersionKey, VersionDisabled]:
+    def _find_stopped(self) -> dict[VersionKey, RequestError]:
         """Return the versions that were disabled, or destroyed, since they were found."""
         found = ((version, self._find_stop(version)) for version in self._versions)
         return {version: error for version, error in found if error is not None}
@@ -242,7 +242,7 @@ class Work:
         return [group.version for group in used]
 
 
-def _require_going(group: Group, stopped: Mapping[VersionKey, VersionDisabled]) -> None:
+def _require_going(group: Group, stopped: Mapping[VersionKey, RequestError]) -> None:
     for version in (group.version, group.new):
         if version is not None and version in stopped:
             raise stopped[version]
