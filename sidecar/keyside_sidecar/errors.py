@@ -313,3 +313,7 @@ class CustodyError(SidecarError):
 
 class CustodianUnavailable(CustodyError):
     """The root key's custodian can't be reached now."""
+
+
+REFUSALS: Final = (Refused, AccessRefused, AuthenticationFailed)
+"""What callers are told who may not do what they ask: recorded as refused, and not as failed."""

@@ -33,8 +33,7 @@ from google.protobuf.message import DecodeError
 from keyside.envelope import WrappingHeader, parse_wrapping_header
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import (
-    AccessRefused,
-    AuthenticationFailed,
+    REFUSALS,
     BadRequest,
     MessageTooLarge,
     Refused,
@@ -71,7 +70,6 @@ _PUBLIC_RECEIVE_S: Final = 2
 
 # What a caller sends its temporary credential as.
 CREDENTIAL_KEY: Final = "keyside-credential"
-_REFUSALS: Final = (Refused, AccessRefused, AuthenticationFailed)
 _GRANT_HELPS: Final = frozenset({Reason.PEER_PERSON_LOGIN, Reason.NOT_ALLOWED})
 
 T = TypeVar("T")
@@ -352,7 +350,7 @@ class Guard:
             raise
         except Exception as error:  # noqa: BLE001  (the table names every kind)
             failure = describe_failure(error, path)
-            if isinstance(error, _REFUSALS):  # one that the journal has not recorded
+            if isinstance(error, REFUSALS):  # one that the journal has not recorded
                 self._refusals.note(connection, path, failure.reason)
         finally:
             if slot is not None:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from keyside.envelope.context import MAX_CONTEXT_NAME_BYTES, MAX_CONTEXT_PAIRS
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import (
-    AccessRefused,
+    REFUSALS,
     AuditUnavailable,
-    AuthenticationFailed,
     Refused,
 )
 from keyside_sidecar.rpc import methods
@@ -49,11 +49,7 @@ _SETTLE_S: Final = 1.0
 _USE: Final = "use"
 _BURST: Final = 100
 _PER_SECOND: Final = 2
-# What a context may have (keyside/envelope/context.py); more is refused, and not worth keeping.
-_MAX_NAMES: Final = 32
-_MAX_NAME: Final = 128
 _DATA_KEYS: Final = frozenset({methods.GENERATE_DATA_KEY, methods.DECRYPT_DATA_KEY})
-_REFUSALS: Final = (Refused, AccessRefused, AuthenticationFailed)
 
 
 @dataclass(slots=True)
@@ -115,7 +111,7 @@ class Journal:
             raise
         except Exception as error:
             failure = describe_failure(error, method.path)
-            outcome = "refused" if isinstance(error, _REFUSALS) else "failed"
+            outcome = "refused" if isinstance(error, REFUSALS) else "failed"
             self._note(call, method, request, None, outcome=outcome, reason=failure.reason)
             raise Described(failure) from error
         written = (
@@ -260,7 +256,7 @@ class Journal:
             raise
         except Exception as error:
             failure = describe_failure(error, method.path)
-            outcome = "refused" if isinstance(error, _REFUSALS) else "failed"
+            outcome = "refused" if isinstance(error, REFUSALS) else "failed"
             await self._record(action, phase="outcome", outcome=outcome, reason=failure.reason)
             raise Described(failure) from error
         told = describe_response(method, response) if tell is None else tell()
@@ -333,8 +329,9 @@ def _facts_of_envelope(call: Call, request: Any, response: Any) -> dict[str, obj
     elif response is not None:
         facts["version"] = response.version.number
     if "context" in fields and request.context:
-        names = sorted(name for name in request.context if len(name) <= _MAX_NAME)
-        facts["context"] = names[:_MAX_NAMES]
+        # What no context may have is refused, and not worth keeping.
+        names = sorted(name for name in request.context if len(name) <= MAX_CONTEXT_NAME_BYTES)
+        facts["context"] = names[:MAX_CONTEXT_PAIRS]
     if response is not None and "previous" in type(response).DESCRIPTOR.fields_by_name:
         facts["details"] = {
             "new_version": response.version.number,
