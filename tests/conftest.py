@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
     from tests.unit.made_store import MadeOnServer
 
 _SKIPPED: list[str] = []
+
+
+def pytest_configure() -> None:
+    """Let ^C reach what tests start, also where a shell has started us in the background, deaf."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

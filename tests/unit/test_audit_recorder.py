@@ -310,7 +310,7 @@ def test_i10_generation_is_in_checkpoints_and_told_to_workers_over_restarts(scen
         await sender.wait_attached(5)
         anchor = sender.anchor
         sender.report_generation(b"\x01" * 16, generation)
-        await sender.flush()
+        await sender.record(action_record("intent"))  # comes behind it, and is answered
         await sender.close()
         return anchor
 
