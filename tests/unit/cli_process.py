@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tests.unit.sidecar_double import Double
@@ -14,7 +15,7 @@ from tests.unit.sidecar_double import Double
 from keyside import cli
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 
@@ -40,6 +41,22 @@ def run(
         timeout=60,
         check=False,
     )
+
+
+@contextmanager
+def running(double: Double, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``keyside`` with pipes for what it says; it is gone afterwards, come what may."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "keyside.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**_OUTSIDE, "KEYSIDE_SOCKET": double.socket},
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def call(double: Double, *arguments: str) -> int:

@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import signal
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from tests.unit.access_double import (
     approve,
     make_request,
 )
-from tests.unit.cli_process import call, converse, run
+from tests.unit.cli_process import call, converse, run, running
 from tests.unit.sidecar_double import Double, Failure
 
 from keyside.v1 import access_pb2
@@ -366,28 +365,22 @@ def test_the_time_limit_that_is_given_holds_with_a_password_too(double: Double) 
 
 
 def test_watch_prints_changes_as_they_come(double: Double) -> None:
-    arguments = [sys.executable, "-m", "keyside.cli", "access", "watch", "--json"]
-    process = subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "KEYSIDE_SOCKET": double.socket},
-    )
-    assert process.stdout is not None
-    seen = [json.loads(process.stdout.readline())]
-    double.access[OTHER_ID] = make_request(OTHER_ID)
-    seen.append(json.loads(process.stdout.readline()))
-    approve(double.access[ID], 0, "bob", comment=EVIL)
-    double.failures = [
-        Failure(grpc.StatusCode.UNAVAILABLE, "away", reason="STORE_UNAVAILABLE")
-    ] * 99
-    time.sleep(1.2)
-    double.failures = []
-    seen.append(json.loads(process.stdout.readline()))
-    double._end(ID, "DENIED", "no")
-    seen.append(json.loads(process.stdout.readline()))
-    process.send_signal(signal.SIGINT)
-    _, complaints = process.communicate(timeout=10)
+    with running(double, "access", "watch", "--json") as process:
+        assert process.stdout is not None
+        seen = [json.loads(process.stdout.readline())]
+        double.access[OTHER_ID] = make_request(OTHER_ID)
+        seen.append(json.loads(process.stdout.readline()))
+        approve(double.access[ID], 0, "bob", comment=EVIL)
+        double.failures = [
+            Failure(grpc.StatusCode.UNAVAILABLE, "away", reason="STORE_UNAVAILABLE")
+        ] * 99
+        time.sleep(1.2)
+        double.failures = []
+        seen.append(json.loads(process.stdout.readline()))
+        double._end(ID, "DENIED", "no")
+        seen.append(json.loads(process.stdout.readline()))
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=10)
     assert process.returncode == 130
     assert [(one["change"], one["request"]["id"]) for one in seen] == [
         ("OPEN", ID),

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 from tests.unit.access_double import ID, make_record
-from tests.unit.cli_process import call, run
+from tests.unit.cli_process import call, run, running
 from tests.unit.sidecar_double import Double, Failure
 
 from keyside.cli.moments import parse_duration
@@ -262,36 +259,27 @@ def test_tail_shows_the_newest_and_follows(double: Double) -> None:
     double.records = [make_record(number, "access.use") for number in range(1, 31)]
     shown = run(double, "audit", "tail", "--json").stdout.decode().splitlines()
     assert [json.loads(line)["seq"] for line in shown] == list(range(11, 31))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "keyside.cli", "audit", "tail", "-n", "1", "-f", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "KEYSIDE_SOCKET": double.socket},
-    )
-    assert process.stdout is not None
-    seen = [json.loads(process.stdout.readline())["seq"]]
-    double.records += [make_record(31, "access.use"), make_record(32, "run.end")]
-    seen += [json.loads(process.stdout.readline())["seq"] for _ in range(2)]
-    process.send_signal(signal.SIGINT)
-    _, complaints = process.communicate(timeout=10)
-    assert (seen, process.returncode, complaints.strip()) == ([30, 31, 32], 130, b"")
+    with running(double, "audit", "tail", "-n", "1", "-f", "--json") as process:
+        assert process.stdout is not None
+        seen = [json.loads(process.stdout.readline())["seq"]]
+        double.records += [make_record(31, "access.use"), make_record(32, "run.end")]
+        seen += [json.loads(process.stdout.readline())["seq"] for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=10)
+        assert (seen, process.returncode, complaints.strip()) == ([30, 31, 32], 130, b"")
 
 
 def test_following_begins_at_the_end_where_nothing_fits_yet(double: Double) -> None:
     double.records = [make_record(number, "run.start") for number in range(1, 4)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "keyside.cli", "audit", "tail", "-f", "--event", "run.end"],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "KEYSIDE_SOCKET": double.socket},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith(b"SEQ")
-    while len(double.asked) < 3:
-        double.entered.clear()
-        assert double.entered.wait(10)
-    assert [request.first_sequence for request in double.asked[:3]] == [0, 0, 4]
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    with running(double, "audit", "tail", "-f", "--event", "run.end") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"SEQ")
+        while len(double.asked) < 3:
+            double.entered.clear()
+            assert double.entered.wait(10)
+        assert [request.first_sequence for request in double.asked[:3]] == [0, 0, 4]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
 
 
 def test_one_record_is_shown_with_all_it_says(double: Double) -> None:
