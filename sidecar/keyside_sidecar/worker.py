@@ -332,10 +332,9 @@ class Worker:
     async def _admit(self, connection: Connection, relay: Any) -> None:
         try:
             subject = await self._parts.identifier.identify(connection)
-            allowed = self._settings.policy.is_allowed_anything(subject)
-            connection.public_only = not allowed
+            connection.public_only = not self._settings.policy.is_allowed_anything(subject)
             servers = self._parts.servers
-            await relay.start(servers.main_path if allowed else servers.public_path)
+            await relay.start(servers.choose(public_only=connection.public_only))
         except Exception:  # noqa: BLE001  (it ends this connection alone)
             _log.exception("connection failed")
             relay.close()
@@ -381,7 +380,8 @@ class Worker:
             async with asyncio.timeout(_SELF_CALL_TIMEOUT_S):
                 pid, uid = await who_am_i(self._settings.public_path)
                 self._parts.refusals.muted = True
-                await check_direct_refused(self._parts.servers.main_path)
+                for path in self._parts.servers.main_paths:
+                    await check_direct_refused(path)
                 self._parts.refusals.muted = False
         except (SelfCallFailed, TimeoutError) as error:
             raise StartupError(

@@ -17,6 +17,7 @@ from keyside.errors import MalformedRecord
 from keyside_sidecar.audit.generations import is_accepted, raise_generation, read_generation
 from keyside_sidecar.audit.records import OWN_EVENTS, is_listed
 from keyside_sidecar.audit.recovery import KEPT_IDS
+from keyside_sidecar.audit.served import match_served
 from keyside_sidecar.audit.writer import Batch
 from keyside_sidecar.log import event
 
@@ -61,7 +62,13 @@ class Intake:
         batch = Batch(lane, [], len(bodies), source)
         before = self.generation
         for body in bodies:
-            fields = self._check(body, worker)
+            is_short = len(body) <= MAX_BODY_BYTES
+            served = match_served(body) if is_short else None
+            if served is not None and worker in {None, served[1]}:
+                if self._is_new((worker, served[0])):
+                    batch.bodies.append(body)
+                continue
+            fields = self._check(body, worker) if is_short else None
             if fields is None:
                 facts = {"event": "audit.failed", "outcome": "failed", "reason": "AUDIT_BAD_RECORD"}
                 event(_log, logging.ERROR, "a worker sent what is no record", worker=worker)
@@ -69,10 +76,8 @@ class Intake:
                 batch.is_bad = True
                 break
             # A worker's own, so that none can have another one's records taken for known.
-            identity = worker, fields["id"]
-            if identity in self._known:
+            if not self._is_new((worker, fields["id"])):
                 continue
-            self._remember(identity)
             if "details" in fields:
                 self._take_generation(fields, batch)
             if fields["event"].startswith(_TOLD) and fields.get("phase") != "intent":
@@ -91,7 +96,7 @@ class Intake:
             self.generation = raise_generation(self.generation, found)
 
     def _check(self, body: bytes, worker: int | None) -> dict[str, Any] | None:
-        if len(body) > MAX_BODY_BYTES or not body.startswith(b'"id":"'):
+        if not body.startswith(b'"id":"'):
             return None
         try:
             fields = parse_object(b"{%b}" % body)
@@ -105,8 +110,12 @@ class Intake:
         )
         return fields if sound else None
 
-    def _remember(self, identity: Identity) -> None:
+    def _is_new(self, identity: Identity) -> bool:
+        """Return whether a record is not in the log, and remember that it will be."""
+        if identity in self._known:
+            return False
         if len(self._order) == KEPT_IDS:
             self._known.discard(self._order[0])
         self._order.append(identity)
         self._known.add(identity)
+        return True

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _SUN_PATH_BYTES: Final = 107
-_LONGEST_NAME: Final = "m"
+_LONGEST_NAME: Final = "m0"
 _TRIES: Final = 5
 
 

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.rpc.granted import GrantedCalls
     from keyside_sidecar.rpc.journal import Journal
     from keyside_sidecar.rpc.refusals import RefusalLog
+    from keyside_sidecar.rpc.rounds import Rounds
     from keyside_sidecar.rpc.turns import Turns
 
 # The connection is closed this long after the status was sent, so that the status arrives first.
@@ -111,6 +112,7 @@ class Guard:
         journal: Records calls.
         granted: Serves people who hold a grant.
         turns: Says when batches are received and worked on.
+        rounds: Says when answers leave.
         max_call_bytes: The longest message of a call that is no batch.
         max_batch_bytes: How much a batch's items may have in all, to be told.
     """
@@ -127,6 +129,7 @@ class Guard:
         journal: Journal,
         granted: GrantedCalls,
         turns: Turns,
+        rounds: Rounds,
         max_call_bytes: int,
         max_batch_bytes: int,
     ) -> None:
@@ -141,6 +144,7 @@ class Guard:
         self._max_call_bytes = max_call_bytes
         self._max_batch_bytes = max_batch_bytes
         self._turns = turns
+        self._rounds = rounds
 
     def unary(
         self,
@@ -185,12 +189,13 @@ class Guard:
                 raise Refused(reason)
             return await self._granted.serve(method, call, request, credential, serve)
 
-        async def handle(requests: object, context: StreamContext) -> Message:
-            return await self._attend(path, requests, context, answer)
+        async def handle(requests: object, context: StreamContext) -> bytes:
+            response = await self._attend(path, requests, context, answer)
+            data = response.SerializeToString()
+            await self._rounds.end()
+            return data
 
-        return grpc.stream_unary_rpc_method_handler(
-            handle, request_deserializer=None, response_serializer=_serialise
-        )
+        return grpc.stream_unary_rpc_method_handler(handle, request_deserializer=None)
 
     def batch(
         self,

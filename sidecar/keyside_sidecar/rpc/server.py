@@ -1,13 +1,17 @@
-"""The two inner gRPC servers of a worker, on private sockets.
+"""The inner gRPC servers of a worker, on private sockets.
 
-``main`` knows every RPC and serves callers who are allowed something. ``public`` knows health and
-public status, takes small messages only, and answers everything else with the reason for the
-refusal without parsing it; so a caller who is allowed nothing can't make the main server parse
-anything.
+A *main* one knows every RPC and serves callers who are allowed something. There are several of
+them, all alike, and connections are spread over them: a ``grpc.aio`` server asks for one new call
+at a time and hears of it through another thread, so that one server begins one call in a round of
+the event loop, however many wait (ADR 13). The *public* one knows health and public status, takes
+small messages only, and answers everything else with the reason for the refusal without parsing
+it; so a caller who is allowed nothing can't make a main server parse anything.
 """
 
 from __future__ import annotations
 
+import asyncio
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.rpc.keys import KeyServicer
     from keyside_sidecar.rpc.status_service import StatusServicer
 
+_MAIN_SERVERS: Final = 8
 _PUBLIC_MESSAGE_BYTES: Final = 4096
 _PUBLIC_GRACE_S: Final = 1.0
 _PUBLIC_IDLE_MS: Final = 60_000
@@ -49,7 +54,7 @@ Handlers: TypeAlias = "dict[str, grpc.RpcMethodHandler[Any, Any]]"
 
 
 class _Table(grpc.GenericRpcHandler):
-    """The handlers of the main server; anything else is UNIMPLEMENTED."""
+    """The handlers of a main server; anything else is UNIMPLEMENTED."""
 
     def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
         self._handlers = handlers
@@ -77,11 +82,11 @@ class _PublicTable(_Table):
 
 
 class InnerServers:
-    """Builds, starts and stops both servers.
+    """Builds, starts and stops them all.
 
     Args:
         config: For limits and reflection.
-        directory: Private to the worker's account; holds both sockets.
+        directory: Private to the worker's account; holds their sockets.
         guard: Stands before every RPC.
         encryption: Serves EncryptionService …
         batches: … its batches …
@@ -172,13 +177,15 @@ class InnerServers:
         }
         if config.sidecar.reflection:
             everything[methods.REFLECTION.path] = _reflection_handler(guard)
-        self.main_path = str(directory / "m")
+        self.main_paths = tuple(str(directory / f"m{number}") for number in range(_MAIN_SERVERS))
+        self._next_main = cycle(self.main_paths)
         self.public_path = str(directory / "p")
         # The guard holds every other call to less (max_call_bytes).
         limit = max_batch_message_bytes(config)
         streams = min(config.sidecar.max_calls_per_uid, _STREAMS)
         options = [*_options(limit, streams), *_age_options(config)]
-        self._main = _make_server(options, _Table(everything), self.main_path)
+        table = _Table(everything)
+        self._main = [_make_server(options, table, path) for path in self.main_paths]
         public_options = [
             *_options(_PUBLIC_MESSAGE_BYTES, _PUBLIC_STREAMS),
             ("grpc.max_connection_idle_ms", _PUBLIC_IDLE_MS),
@@ -186,13 +193,21 @@ class InnerServers:
         self._public = _make_server(public_options, _PublicTable(public, guard), self.public_path)
 
     async def start(self) -> None:
-        """Begin to listen on both private sockets."""
-        await self._main.start()
-        await self._public.start()
+        """Begin to listen on the private sockets."""
+        for server in (*self._main, self._public):
+            await server.start()
+
+    def choose(self, *, public_only: bool) -> str:
+        """Return the socket that the next connection is relayed to.
+
+        Args:
+            public_only: The caller is allowed nothing.
+        """
+        return self.public_path if public_only else next(self._next_main)
 
     async def stop(self, grace_s: float) -> None:
         """Let calls under way finish within ``grace_s`` seconds, then cancel the rest."""
-        await self._main.stop(grace_s)
+        await asyncio.gather(*(server.stop(grace_s) for server in self._main))
         # Probes that watch are still to be told that nothing is served any more.
         await self._public.stop(min(grace_s, _PUBLIC_GRACE_S))
 
