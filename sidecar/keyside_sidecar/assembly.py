@@ -117,7 +117,7 @@ class Parts:
         limits = Limits(
             -(-config.sidecar.max_calls // share), -(-config.sidecar.max_calls_per_uid // share)
         )
-        turns = Turns(limits.count)
+        self._turns = turns = Turns()
         guard = Guard(
             registry=self.registry,
             identifier=self.identifier,
@@ -128,7 +128,7 @@ class Parts:
             journal=self.journal,
             granted=GrantedCalls(self.office, self.journal, self.identifier),
             turns=turns,
-            rounds=Rounds(limits.count),
+            rounds=Rounds(),
             max_call_bytes=max_call_bytes(config),
             max_batch_bytes=config.sidecar.max_batch_bytes,
         )
@@ -170,6 +170,7 @@ class Parts:
             pidfd,
             registry=self.registry,
             buffer=self._buffer,
+            on_arrival=self._turns.expect_short,
             on_closed=on_closed,
         )
 

@@ -31,6 +31,7 @@ class Rig:
     inner_listener: socket.socket
     registry: TicketRegistry = field(default_factory=TicketRegistry)
     closed: list[Connection] = field(default_factory=list)
+    arrivals: list[bool] = field(default_factory=list)
     client: socket.socket | None = None
     inner: socket.socket | None = None
     relay: Relay | None = None
@@ -45,6 +46,7 @@ class Rig:
             pidfd,
             registry=self.registry,
             buffer=make_buffer(),
+            on_arrival=lambda: self.arrivals.append(True),
             on_closed=self.closed.append,
         )
         await self.relay.start(self.inner_path)
@@ -294,6 +296,28 @@ def test_the_connection_ends_with_the_callers_process() -> None:
     run(scenario)
 
 
+def test_what_may_be_a_short_call_is_told_of_and_nothing_else() -> None:
+    """Not gRPC's own small frames, not parts of a batch, and not what the server answers."""
+
+    async def scenario(rig: Rig) -> None:
+        client, inner = await rig.connect()
+        loop = asyncio.get_running_loop()
+
+        async def carry(source: socket.socket, target: socket.socket, size: int) -> int:
+            before = len(rig.arrivals)
+            await loop.sock_sendall(source, bytes(size))
+            assert len(await loop.sock_recv(target, 1 << 20)) == size
+            return len(rig.arrivals) - before
+
+        told = {
+            size: await carry(client, inner, size) for size in (17, 63, 64, 400, 16_384, 16_385)
+        }
+        assert told == {17: 0, 63: 0, 64: 1, 400: 1, 16_384: 1, 16_385: 0}
+        assert await carry(inner, client, 400) == 0
+
+    run(scenario)
+
+
 def test_an_inner_server_that_is_away_ends_this_connection_alone() -> None:
     """A relay that can't connect closes its own sockets and reports its end."""
 
@@ -307,6 +331,7 @@ def test_an_inner_server_that_is_away_ends_this_connection_alone() -> None:
             None,
             registry=rig.registry,
             buffer=make_buffer(),
+            on_arrival=lambda: None,
             on_closed=rig.closed.append,
         )
         await relay.start(rig.inner_path)

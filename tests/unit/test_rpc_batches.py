@@ -15,7 +15,7 @@ from keyside.names import KeyName
 from keyside.v1 import encryption_pb2 as pb
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import BadRequest, Refused
-from keyside_sidecar.rpc.batch import Batch
+from keyside_sidecar.rpc.batch import Batch, Work
 from keyside_sidecar.rpc.tally import Tally
 from keyside_sidecar.rpc.turns import Turns
 
@@ -239,7 +239,9 @@ def test_limits_are_told_and_nothing_is_done(made: MadeStore) -> None:
 
 
 @pytest.mark.parametrize("act", ["disable", "compromise"])
-def test_a_version_is_used_no_more_once_it_is_disabled(made: MadeStore, act: str) -> None:
+def test_a_version_is_used_no_more_once_it_is_disabled(
+    made: MadeStore, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also in the middle of a batch: what is left of it is told so, item by item."""
 
     async def scenario() -> None:
@@ -248,12 +250,17 @@ def test_a_version_is_used_no_more_once_it_is_disabled(made: MadeStore, act: str
             envelopes = [result.envelope for result in sealed]
             if act == "disable":
                 await scene.keyring.rotate(MAIL, actor_uid=5, expected_current=1)
-            take, turns = scene.turns.take, 0
+            take, run_work, turns = scene.turns.take, Work.run, -1
+
+            async def run_and_count(work: Work, response: Any) -> bytes:
+                nonlocal turns
+                turns = 0
+                return await run_work(work, response)
 
             async def take_and_disable() -> float:
                 nonlocal turns
-                turns += 1
-                if turns == 8:
+                turns += turns >= 0  # of the work itself: sorting comes before
+                if turns == 2:
                     if act == "disable":
                         await scene.keyring.disable(MAIL, 1, actor_uid=5)
                     else:
@@ -262,6 +269,7 @@ def test_a_version_is_used_no_more_once_it_is_disabled(made: MadeStore, act: str
                         )
                 return await take()
 
+            monkeypatch.setattr(Work, "run", run_and_count)
             scene.turns.take = take_and_disable  # type: ignore[method-assign]
             if act == "disable":
                 results = await scene.decrypt(*[(envelope, {}) for envelope in envelopes])
@@ -269,7 +277,7 @@ def test_a_version_is_used_no_more_once_it_is_disabled(made: MadeStore, act: str
                 results = await scene.encrypt(*[(MAIL, bytes(20), {})] * 4_000)
             reasons = [reason_of(result) for result in results]
             cut = reasons.index("VERSION_DISABLED")
-            assert turns > 8
+            assert turns > 2
             assert reasons == [""] * cut + ["VERSION_DISABLED"] * (4_000 - cut)
 
     run(scenario())
@@ -351,6 +359,40 @@ def test_short_work_is_done_between_the_turns_of_long_work() -> None:
         waits.sort()
         # Each round of the loop has one turn of a millisecond in it, not ten.
         assert waits[len(waits) // 2] < 0.004
+
+    run(scenario())
+
+
+def test_no_turn_is_given_while_a_short_call_is_under_way_but_one_comes_in_the_end() -> None:
+    """From its arrival to the rounds in which its answer leaves; and not for ever."""
+
+    async def scenario() -> None:
+        turns = Turns()
+        await turns.enter(1)
+
+        async def measure() -> float:
+            began = time.perf_counter()
+            await turns.take()
+            return time.perf_counter() - began
+
+        async def count() -> int:
+            turn, rounds = asyncio.create_task(turns.take()), 0
+            while not turn.done():
+                await asyncio.sleep(0)
+                rounds += 1
+            return rounds
+
+        quiet = await count()
+        turns.short = 1
+        assert await measure() >= 0.002
+        asyncio.get_running_loop().call_later(0.001, setattr, turns, "short", 0)
+        assert await measure() >= 0.0005
+        assert await count() == quiet, "what has ended holds nobody up"
+        turns.expect_short()
+        assert await measure() >= 0.0004, "what has arrived is not in flight at once"
+        turns.leave(1)
+        turns.expect_short()
+        assert await count() == quiet, "without batches there is nothing to hold back"
 
     run(scenario())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
@@ -9,10 +10,16 @@ import pytest
 
 from keyside.v1 import encryption_pb2 as pb
 from keyside_sidecar.errors import BadRequest
-from keyside_sidecar.rpc.items import MAX_ITEMS, require_countable
+from keyside_sidecar.rpc import items as counting
+from keyside_sidecar.rpc.items import MAX_ITEMS
+from keyside_sidecar.rpc.turns import Turns
 
 KINDS: tuple[Any, ...] = (pb.BatchEncryptRequest, pb.BatchDecryptRequest, pb.BatchRewrapRequest)
 EMPTY_ITEM = b"\x0a\x00"
+
+
+def require_countable(data: bytes, kind: Any, max_batch_bytes: int) -> None:
+    asyncio.run(counting.require_countable(data, kind, max_batch_bytes, Turns()))
 
 
 def encrypt_message(*contexts: dict[str, str], plaintext: bytes = b"") -> bytes:
@@ -78,3 +85,37 @@ def test_whatever_arrives_is_walked_to_its_end() -> None:
             require_countable(data, pb.BatchEncryptRequest, 1)
         except BadRequest:
             continue
+
+
+def test_the_longest_message_is_counted_a_turn_at_a_time() -> None:
+    """Whoever shares the loop is held up by no more than a turn, and a little."""
+    item = encrypt_message({}, plaintext=bytes(256))
+    pair = b"\x1a\x02\x0a\x00"
+    many = b"\x0a" + varint(len(pair) * 300_000) + pair * 300_000
+    for data in (item * MAX_ITEMS, EMPTY_ITEM * (MAX_ITEMS - 1) + many):
+        assert count_rounds(data) >= 3
+
+
+def varint(number: int) -> bytes:
+    groups = []
+    while number >= 0x80:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*groups, number])
+
+
+def count_rounds(data: bytes) -> int:
+    """Return how many rounds of the loop others had meanwhile."""
+
+    async def count() -> int:
+        task = asyncio.create_task(
+            counting.require_countable(data, pb.BatchEncryptRequest, 1, Turns())
+        )
+        rounds = 0
+        while not task.done():
+            await asyncio.sleep(0)
+            rounds += 1
+        await task
+        return rounds
+
+    return asyncio.run(count())

@@ -1,16 +1,8 @@
-"""Answers of one round leave together, none waits for nothing, and none takes another one along."""
+"""Answers of one round leave together, and none takes another one along."""
 
 import asyncio
 
-import pytest
-
 from keyside_sidecar.rpc.rounds import Rounds
-
-
-def test_an_answer_that_is_alone_leaves_at_once() -> None:
-    waiting = Rounds(lambda: 0).end()
-    with pytest.raises(StopIteration):
-        waiting.send(None)
 
 
 async def _answer(rounds: Rounds, name: str, log: list[str]) -> None:
@@ -21,7 +13,7 @@ async def _answer(rounds: Rounds, name: str, log: list[str]) -> None:
 
 def test_what_is_ready_in_one_round_is_worked_on_before_any_answer_leaves() -> None:
     async def run() -> list[str]:
-        rounds, log = Rounds(lambda: 2), list[str]()
+        rounds, log = Rounds(), list[str]()
         await asyncio.gather(*(_answer(rounds, name, log) for name in "abc"))
         await asyncio.gather(*(_answer(rounds, name, log) for name in "de"))
         return log
@@ -34,7 +26,7 @@ def test_what_is_ready_in_one_round_is_worked_on_before_any_answer_leaves() -> N
 
 def test_a_call_that_is_cancelled_meanwhile_takes_no_other_one_along() -> None:
     async def run() -> tuple[list[str], list[object]]:
-        rounds, log = Rounds(lambda: 2), list[str]()
+        rounds, log = Rounds(), list[str]()
         tasks = [asyncio.create_task(_answer(rounds, name, log)) for name in "abc"]
         await asyncio.sleep(0)
         tasks[1].cancel()

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BUFFER_BYTES: Final = 256 * 1024
+# What is shorter is no call, but one of gRPC's own frames; what is longer is part of a batch.
+_SHORTEST_CALL_BYTES: Final = 64
+_SHORT_BYTES: Final = 16 * 1024
 _CONNECT_TIMEOUT_S: Final = 5.0
 _CONNECT_RETRY_S: Final = 0.005
 
@@ -55,6 +58,7 @@ class _Pipe:
         "_pending",
         "_relay",
         "_says_goodbye",
+        "_see",
         "_to",
     )
 
@@ -77,6 +81,7 @@ class _Pipe:
         self._finished = False
         self._is_last = False
         self._frames = frames
+        self._see = self._see_call if frames is None else frames.follow
         self._says_goodbye = False
 
     def start(self) -> None:
@@ -111,12 +116,15 @@ class _Pipe:
         except OSError:
             self._break()
             return
-        if self._frames is not None:
-            self._frames.follow(self._buffer, count)
+        self._see(self._buffer, count)
         if sent < count:
             self._block(memoryview(bytes(self._buffer[sent:count])))
         elif self._says_goodbye:
             self.say_goodbye()
+
+    def _see_call(self, _buffer: memoryview, count: int) -> None:
+        if _SHORTEST_CALL_BYTES <= count <= _SHORT_BYTES:
+            self._relay.on_arrival()
 
     def say_goodbye(self) -> None:
         """Put a GOAWAY in, here or at the next place where that may be done."""
@@ -192,6 +200,7 @@ class Relay:
         pidfd: The caller's process, or None where the kernel gave none; owned likewise.
         registry: Where the inner address is registered.
         buffer: The worker's read buffer, from ``make_buffer()``.
+        on_arrival: Called when what may be a short call was passed to the server.
         on_closed: Called once, after everything has been released.
     """
 
@@ -208,6 +217,7 @@ class Relay:
         "_pipes",
         "_registry",
         "_sent_away",
+        "on_arrival",
     )
 
     def __init__(
@@ -218,8 +228,10 @@ class Relay:
         *,
         registry: TicketRegistry,
         buffer: memoryview,
+        on_arrival: Callable[[], None],
         on_closed: Callable[[Connection], None],
     ) -> None:
+        self.on_arrival = on_arrival
         self._connection = connection
         self._outer = outer
         self._pidfd = pidfd

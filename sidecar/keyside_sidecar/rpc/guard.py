@@ -163,39 +163,62 @@ class Guard:
             request_type: Its request message.
             serve: Called with the allowed call and the parsed request.
         """
-        path = method.path
+        path, turns = method.path, self._turns
+        # What people do, and probes, may take long.
+        is_short = int(method.kept is Kept.CALL)
 
         async def answer(
             _requests: object, context: StreamContext, caller: Connection, slot: Slot
         ) -> Message:
+            turns.expect_short()
             data = await self._receive(context, caller)
-            subject = self._identifier.known(caller)
-            if subject is None:
-                subject = await self._identifier.identify(caller)
-            if subject.standing is not None and not method.public:
-                raise Refused(subject.standing)
-            if len(data) > self._max_call_bytes:
-                raise MessageTooLarge(len(data), self._max_call_bytes)
-            request = _parse(request_type, data)
-            call = self._read(method, caller, subject, request, context=context, slot=slot)
-            question = path, call.key
-            if caller.decided_for is subject and question in caller.decided:
-                return await self._serve(method, call, request, serve)
-            reason = self._decide(caller, subject, method, question)
-            if reason is None:
-                return await self._serve(method, call, request, serve)
-            credential = _find_credential(context, method, reason)
-            if credential is None:
-                raise Refused(reason)
-            return await self._granted.serve(method, call, request, credential, serve)
+            turns.short += is_short
+            try:
+                subject = self._identifier.known(caller)
+                if subject is None:
+                    subject = await self._identifier.identify(caller)
+                if subject.standing is not None and not method.public:
+                    raise Refused(subject.standing)
+                if len(data) > self._max_call_bytes:
+                    raise MessageTooLarge(len(data), self._max_call_bytes)
+                request = _parse(request_type, data)
+                call = self._read(method, caller, subject, request, context=context, slot=slot)
+                return await self._answer(method, call, request, context, serve)
+            finally:
+                turns.short -= is_short
 
         async def handle(requests: object, context: StreamContext) -> bytes:
             response = await self._attend(path, requests, context, answer)
             data = response.SerializeToString()
-            await self._rounds.end()
+            if turns.short:  # an answer that no other one could join leaves at once
+                await self._rounds.end()
             return data
 
         return grpc.stream_unary_rpc_method_handler(handle, request_deserializer=None)
+
+    def _answer(
+        self,
+        method: Method,
+        call: Call,
+        request: Any,
+        context: StreamContext,
+        serve: Callable[[Call, Any], Awaitable[Message]],
+    ) -> Awaitable[Message]:
+        """Ask policy, and then the grant behind a credential, whether a call is served.
+
+        Raises:
+            Refused: It is not.
+        """
+        caller, subject, question = call.connection, call.subject, (method.path, call.key)
+        if caller.decided_for is subject and question in caller.decided:
+            return self._serve(method, call, request, serve)
+        reason = self._decide(caller, subject, method, question)
+        if reason is None:
+            return self._serve(method, call, request, serve)
+        credential = _find_credential(context, method, reason)
+        if credential is None:
+            raise Refused(reason)
+        return self._granted.serve(method, call, request, credential, serve)
 
     def batch(
         self,
@@ -226,7 +249,7 @@ class Guard:
                 raise Refused(reason)
             doing = serve
             try:
-                require_countable(data, request_type, self._max_batch_bytes)
+                await require_countable(data, request_type, self._max_batch_bytes, self._turns)
                 request = _parse(request_type, data)
             except BadRequest as error:  # not without a record
                 request, doing = request_type(), _refuse_with(error)

@@ -9,30 +9,18 @@ other's (ADR 13).
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class Rounds:
-    """Holds answers back until the round is over. For one event loop.
+    """Holds answers back until the round is over. For one event loop."""
 
-    Args:
-        count_calls: Returns how many calls are in flight. An answer that no other call could join
-            is not held back.
-    """
+    __slots__ = ("_waiting",)
 
-    __slots__ = ("_count_calls", "_waiting")
-
-    def __init__(self, count_calls: Callable[[], int]) -> None:
-        self._count_calls = count_calls
+    def __init__(self) -> None:
         self._waiting: list[asyncio.Future[None]] = []
 
     async def end(self) -> None:
         """Wait until what else is ready in this round has been worked on."""
-        if not self._count_calls():
-            return
         loop = asyncio.get_running_loop()
         mine = loop.create_future()
         if not self._waiting:

@@ -2,8 +2,9 @@
 
 A worker has one event loop. A batch works for about a millisecond, then waits for its next turn;
 one turn is given in a round of the loop, however many batches there are. A short call takes several
-rounds, and threads of gRPC's own between them: while there are such calls, turns are shorter, and a
-moment lies between two of them in which the loop has nothing to do but those calls.
+rounds, and threads of gRPC's own between them. So turns are shorter while there are such calls, and
+none is given while one is under way, from its arrival at the relay to its answer; but not for long,
+so that batches go on however many short calls there are.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Final
 
 _TURN_S: Final = 0.001
 _SHARED_TURN_S: Final = 0.0005
-_MOMENT_S: Final = 0.0003
 # So long after a short call was seen, others are expected.
 _SHARED_S: Final = 0.05
+# So long it takes from the relay to gRPC's saying that there is a call.
+_ARRIVAL_S: Final = 0.0005
+# Rounds of the loop after the last short call has ended, in which its answer leaves.
+_ROUNDS_AFTER: Final = 2
+# So long a turn is held back for short calls at most.
+_HELD_S: Final = 0.002
 # Of one account: more would gain no speed, and each holds its whole message.
 _BATCHES_PER_UID: Final = 4
 
@@ -28,17 +31,26 @@ _BATCHES_PER_UID: Final = 4
 class Turns:
     """Gives turns, in the order in which they are asked for. For one event loop.
 
-    Args:
-        count_calls: Returns how many calls are in flight, batches among them.
+    Attributes:
+        short: How many short calls have arrived and have no answer yet; whoever serves them counts.
     """
 
-    def __init__(self, count_calls: Callable[[], int] = lambda: 0) -> None:
-        self._count_calls = count_calls
+    def __init__(self) -> None:
+        self.short = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._is_due = False
         self._shared_until = 0.0
+        self._arrival_until = 0.0
+        self._held_until = 0.0
+        self._turn_s = _TURN_S
+        self._rounds_left = 0
         self._batches = 0
         self._by_uid: dict[int, tuple[asyncio.Semaphore, int]] = {}
+
+    def expect_short(self) -> None:
+        """Take note that what may be a short call has arrived, and is not in flight yet."""
+        if self._batches:
+            self._arrival_until = perf_counter() + _ARRIVAL_S
 
     async def enter(self, uid: int) -> None:
         """Wait until one more batch of an account may be received and worked on, until ``leave``.
@@ -85,17 +97,26 @@ class Turns:
             self._is_due = True
             self._schedule(loop)
         await mine
-        now = perf_counter()
-        return now + (_SHARED_TURN_S if now < self._shared_until else _TURN_S)
+        return perf_counter() + self._turn_s
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._held_until = perf_counter() + _HELD_S
+        loop.call_soon(self._give_when_quiet, loop)
+
+    def _give_when_quiet(self, loop: asyncio.AbstractEventLoop) -> None:
         now = perf_counter()
-        if self._count_calls() > self._batches:
+        if self.short:
             self._shared_until = now + _SHARED_S
-        if now < self._shared_until:
-            loop.call_later(_MOMENT_S, self._give, loop)
-        else:
-            loop.call_soon(self._give, loop)
+            self._rounds_left = _ROUNDS_AFTER
+        is_late = now >= self._held_until
+        if not is_late and (self._rounds_left or now < self._arrival_until):
+            self._rounds_left = max(0, self._rounds_left - 1)
+            loop.call_soon(self._give_when_quiet, loop)
+            return
+        self._rounds_left = 0
+        is_shared = now < self._shared_until and not is_late
+        self._turn_s = _SHARED_TURN_S if is_shared else _TURN_S
+        self._give(loop)
 
     def _give(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._waiting:
