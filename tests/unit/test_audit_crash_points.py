@@ -254,3 +254,31 @@ def test_i7_signer_shows_no_key(scene: Scene) -> None:
 
     with pytest.raises(TypeError, match="pickled"):
         pickle.dumps(signer)
+
+
+@pytest.mark.parametrize("reads_before", [0, 1])
+def test_a_log_that_is_cut_while_its_end_is_kept_aside_is_an_error(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, reads_before: int
+) -> None:
+    """It ends, and says what happened; the next attempt finds the log as it is then."""
+    scene.start()
+    scene.stop()
+    sound = scene.audit.path.stat().st_size
+    with scene.audit.path.open("ab") as log:
+        log.write(b"no record\n" * 10_000)
+    pread, reads = os.pread, 0
+
+    def cut_and_read(descriptor: int, length: int, offset: int) -> bytes:
+        nonlocal reads
+        if offset == sound:
+            reads += 1
+            if reads > reads_before:
+                os.truncate(scene.audit.path, sound)
+        return pread(descriptor, length, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", cut_and_read)
+        with pytest.raises(OSError, match="truncated") as failed:
+            recover_log(scene.places)
+        assert failed.value.errno == errno.ESTALE
+    assert recover_log(scene.places).size == sound

@@ -14,6 +14,7 @@ before its first checkpoint, and nothing else.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -217,7 +218,9 @@ def _cut_off(places: Places, tail: Tail, descriptor: int, size: int) -> None:
     if not tail.torn_bytes:
         return
     tail.is_closed = False
-    rest = next(read_forward(descriptor, tail.size, size))
+    rest = next(read_forward(descriptor, tail.size, size), None)
+    if rest is None:
+        raise _cut_meanwhile()
     if rest.ended or tail.torn_bytes > MAX_LINE_BYTES:
         tail.kept_as = _keep_aside(
             descriptor, tail.size, size, places.name_damaged(tail.sequence + 1)
@@ -227,7 +230,11 @@ def _cut_off(places: Places, tail: Tail, descriptor: int, size: int) -> None:
 
 
 def _keep_aside(descriptor: int, start: int, end: int, path: Path) -> str:
-    """Copy a part of a file into a new one, whose name is returned."""
+    """Copy a part of a file into a new one, whose name is returned.
+
+    Raises:
+        OSError: It could not be copied; ESTALE: the file has become shorter meanwhile.
+    """
     name, number = path.name, 1
     while True:
         # What is there already, whatever it is, is neither followed nor overwritten.
@@ -242,14 +249,19 @@ def _keep_aside(descriptor: int, start: int, end: int, path: Path) -> str:
     try:
         position = start
         while position < end:
-            position += os.write(
-                target, os.pread(descriptor, min(1 << 20, end - position), position)
-            )
+            block = os.pread(descriptor, min(1 << 20, end - position), position)
+            if not block:
+                raise _cut_meanwhile()
+            position += os.write(target, block)
         os.fsync(target)
     finally:
         os.close(target)
     fsync_directory(path.parent)
     return path.name
+
+
+def _cut_meanwhile() -> OSError:
+    return OSError(errno.ESTALE, "the log's file was truncated")
 
 
 def _gather_ids(tail: Tail, opened: list[tuple[Path, int, int]], finished: list[Path]) -> None:
