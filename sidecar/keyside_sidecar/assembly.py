@@ -32,7 +32,6 @@ from keyside_sidecar.rpc.health import HealthServicer
 from keyside_sidecar.rpc.journal import Journal
 from keyside_sidecar.rpc.keys import KeyServicer
 from keyside_sidecar.rpc.refusals import RefusalLog
-from keyside_sidecar.rpc.rounds import Rounds
 from keyside_sidecar.rpc.server import InnerServers, max_call_bytes
 from keyside_sidecar.rpc.status_service import StatusServicer
 from keyside_sidecar.rpc.turns import Turns
@@ -128,7 +127,6 @@ class Parts:
             journal=self.journal,
             granted=GrantedCalls(self.office, self.journal, self.identifier),
             turns=turns,
-            rounds=Rounds(),
             max_call_bytes=max_call_bytes(config),
             max_batch_bytes=config.sidecar.max_batch_bytes,
         )

@@ -312,7 +312,7 @@ KINDS = {
     "overflow-gid": plain(SERVICE_UID, OVERFLOW_ID),
     "too-many-groups": plain(SERVICE_UID, *REFUSED_GROUPS),
     "ended": Kind("plain", {"uid": SERVICE_UID}, way="ended"),
-    "unknown-address": Kind("plain", {"uid": SIDECAR_UID}, way="m"),
+    "unknown-address": Kind("plain", {"uid": SIDECAR_UID}, way="m0"),
     "unknown-public": Kind("plain", {"uid": SIDECAR_UID}, way="p"),
     "service-inside": Kind("user namespace", {"uid": SERVICE_UID}),
     "unmapped-uid": Kind("user namespace", {"uid": OUTSIDE_ID, "gid": SERVICE_GID}),

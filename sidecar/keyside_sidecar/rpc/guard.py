@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     from keyside_sidecar.rpc.granted import GrantedCalls
     from keyside_sidecar.rpc.journal import Journal
     from keyside_sidecar.rpc.refusals import RefusalLog
-    from keyside_sidecar.rpc.rounds import Rounds
     from keyside_sidecar.rpc.turns import Turns
 
 # The connection is closed this long after the status was sent, so that the status arrives first.
@@ -112,7 +111,6 @@ class Guard:
         journal: Records calls.
         granted: Serves people who hold a grant.
         turns: Says when batches are received and worked on.
-        rounds: Says when answers leave.
         max_call_bytes: The longest message of a call that is no batch.
         max_batch_bytes: How much a batch's items may have in all, to be told.
     """
@@ -129,7 +127,6 @@ class Guard:
         journal: Journal,
         granted: GrantedCalls,
         turns: Turns,
-        rounds: Rounds,
         max_call_bytes: int,
         max_batch_bytes: int,
     ) -> None:
@@ -144,7 +141,6 @@ class Guard:
         self._max_call_bytes = max_call_bytes
         self._max_batch_bytes = max_batch_bytes
         self._turns = turns
-        self._rounds = rounds
 
     def unary(
         self,
@@ -190,8 +186,10 @@ class Guard:
         async def handle(requests: object, context: StreamContext) -> bytes:
             response = await self._attend(path, requests, context, answer)
             data = response.SerializeToString()
-            if turns.short:  # an answer that no other one could join leaves at once
-                await self._rounds.end()
+            # What else has arrived by now is worked on before gRPC is given the answers (ADR 13);
+            # an answer that no other one could join leaves at once.
+            if turns.short:
+                await asyncio.sleep(0)
             return data
 
         return grpc.stream_unary_rpc_method_handler(handle, request_deserializer=None)

@@ -47,6 +47,13 @@ _MESSAGE_OVERHEAD_BYTES: Final = 64 * 1024
 _BATCH_FACTOR: Final = 2
 _MAX_METADATA_BYTES: Final = 8 * 1024
 _STREAMS: Final = 128
+# Of one main server: calls that gRPC has received the beginning of and the worker has not begun. No
+# limit of ours counts them yet. Above the first number some are refused, above the second all; one
+# connection's streams always fit. (gRPC's own numbers are for a process with one server.)
+BACKLOG_OPTIONS: Final = (
+    ("grpc.server.max_pending_requests", 256),
+    ("grpc.server.max_pending_requests_hard_limit", 375),
+)
 _PUBLIC_STREAMS: Final = 8
 _MAX_AGE_GRACE_MS: Final = 10_000
 
@@ -183,7 +190,7 @@ class InnerServers:
         # The guard holds every other call to less (max_call_bytes).
         limit = max_batch_message_bytes(config)
         streams = min(config.sidecar.max_calls_per_uid, _STREAMS)
-        options = [*_options(limit, streams), *_age_options(config)]
+        options = [*_options(limit, streams), *_age_options(config), *BACKLOG_OPTIONS]
         table = _Table(everything)
         self._main = [_make_server(options, table, path) for path in self.main_paths]
         public_options = [
