@@ -62,7 +62,8 @@ class Attempts:
     def pause_or_raise(self, error: KeysideError) -> float:
         """Return how long to wait before the next attempt.
 
-        Only UNAVAILABLE is worth another, and a socket file that is not there (yet).
+        Only UNAVAILABLE is worth another, a socket file that is not there (yet), and a call that
+        the sidecar broke off: it was overloaded, or stopped.
 
         Raises:
             KeysideError: ``error``, or the one before it where that says more: there is no next
@@ -74,7 +75,7 @@ class Attempts:
             error.remedy = (
                 "look at the key first: an earlier attempt of this very call may have rotated it"
             )
-        if not self._repeatable or not isinstance(error, Unavailable) or error.code == "CANCELLED":
+        if not self._repeatable or not isinstance(error, Unavailable):
             raise error from None
         pause_s = self._pause_s * random.uniform(0.5, 1.0)  # noqa: S311  (spreads load only)
         self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)

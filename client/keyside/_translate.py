@@ -147,7 +147,14 @@ def _translate_foreign(code: str, text: str, details: _Details, socket: str) -> 
             f"nothing listens on {socket}",
             remedy="start the sidecar (systemctl start keyside, or keysided --config FILE serve)",
         )
-    elif code in {"UNAVAILABLE", "CANCELLED"}:
+    elif code == "CANCELLED":
+        error = Unavailable(
+            f"the sidecar at {socket} broke the call off: too many calls waited to begin, or it "
+            "was stopped",
+            remedy="have fewer calls in flight, or put more into each (batches); keyside status",
+            request_id=request_id,
+        )
+    elif code == "UNAVAILABLE":
         error = Unavailable(
             f"the connection to the sidecar at {socket} was lost",
             remedy="see whether the sidecar is starting or stopping: keyside status",

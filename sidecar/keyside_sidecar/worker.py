@@ -333,13 +333,14 @@ class Worker:
         try:
             subject = await self._parts.identifier.identify(connection)
             connection.public_only = not self._settings.policy.is_allowed_anything(subject)
-            servers = self._parts.servers
-            await relay.start(servers.choose(public_only=connection.public_only))
+            if not relay.closed:
+                await relay.start(self._parts.servers.seat(connection))
         except Exception:  # noqa: BLE001  (it ends this connection alone)
             _log.exception("connection failed")
             relay.close()
 
     def _on_closed(self, connection: Connection) -> None:
+        self._parts.servers.leave(connection)
         self._send({"closed": connection.number})
 
     def _send(self, fields: dict[str, Any], end: socket.socket | None = None) -> None:

@@ -75,6 +75,22 @@ def test_what_would_do_more_the_second_time_is_never_repeated(
     assert caught.value.retryable
 
 
+def test_a_call_that_the_sidecar_broke_off_is_tried_again_where_that_is_safe(
+    double: Double,
+) -> None:
+    """So it ends where too many calls wait to begin, and at a stop; no more is said."""
+    broken_off = Failure(grpc.StatusCode.CANCELLED, "")
+    double.failures = [broken_off, broken_off]
+    with keyside.Client(double.socket) as client:
+        client.encrypt("mail", b"x")
+        assert double.calls == ["Encrypt"] * 3
+        double.failures = [broken_off]
+        with pytest.raises(errors.Unavailable, match="too many calls waited") as caught:
+            client.rotate_key("mail")
+    assert double.calls[3:] == ["RotateKey"]
+    assert "fewer calls in flight" in caught.value.remedy
+
+
 def test_a_conflict_after_a_repetition_says_whose_it_may_be(double: Double) -> None:
     conflict = Failure(grpc.StatusCode.ABORTED, "it is 251", reason="ROTATION_CONFLICT")
     double.failures = [AWAY, conflict]

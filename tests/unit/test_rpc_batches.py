@@ -383,9 +383,11 @@ def test_no_turn_is_given_while_a_short_call_is_under_way_but_one_comes_in_the_e
             return rounds
 
         quiet = await count()
-        turns.short = 1
+        turns.begin_short()
         assert await measure() >= 0.002
-        asyncio.get_running_loop().call_later(0.001, setattr, turns, "short", 0)
+        turns.begin_short()
+        turns.end_short()
+        asyncio.get_running_loop().call_later(0.001, turns.end_short)
         assert await measure() >= 0.0005
         assert await count() == quiet, "what has ended holds nobody up"
         turns.expect_short()
@@ -393,6 +395,48 @@ def test_no_turn_is_given_while_a_short_call_is_under_way_but_one_comes_in_the_e
         turns.leave(1)
         turns.expect_short()
         assert await count() == quiet, "without batches there is nothing to hold back"
+
+    run(scenario())
+
+
+def test_a_call_that_waits_for_something_else_holds_no_batch_up() -> None:
+    async def scenario() -> None:
+        turns = Turns()
+        await turns.enter(1)
+        turns.begin_short()
+        await asyncio.sleep(0.01)
+        began = time.perf_counter()
+        for _ in range(100):
+            await turns.take()
+        assert time.perf_counter() - began < 100 * 0.002
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("batches", [1, 2, 4])
+def test_short_calls_get_most_of_the_time_and_batches_their_share(batches: int) -> None:
+    """A short call arrives whenever the loop comes round; however many batches there are."""
+
+    async def scenario() -> None:
+        turns, worked = Turns(), 0.0
+        ends = time.perf_counter() + 0.5
+
+        async def work() -> None:
+            nonlocal worked
+            await turns.enter(1)
+            while time.perf_counter() < ends:
+                until = await turns.take()
+                began = time.perf_counter()
+                while time.perf_counter() < until:
+                    pass
+                worked += time.perf_counter() - began
+
+        tasks = [asyncio.create_task(work()) for _ in range(batches)]
+        while time.perf_counter() < ends:
+            turns.expect_short()
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        assert 0.1 < worked / 0.5 < 0.6
 
     run(scenario())
 

@@ -178,8 +178,10 @@ def _follow(
         tail.size = end if number == len(opened) - 1 else 0
     if is_current:
         first = next(read_forward(current, 0, tail.size), None)
-        if first is not None:
-            line = parse_line(first.data)
+        line = None if first is None else _parse(first)
+        if line is None and tail.size:
+            raise _cut_meanwhile()
+        if line is not None:
             tail.first_sequence, tail.began = line.sequence, str(line.fields["time"])
         _cut_off(places, tail, current, size)
     return tail
@@ -225,6 +227,8 @@ def _cut_off(places: Places, tail: Tail, descriptor: int, size: int) -> None:
         tail.kept_as = _keep_aside(
             descriptor, tail.size, size, places.name_damaged(tail.sequence + 1)
         )
+    if os.fstat(descriptor).st_size < tail.size:
+        raise _cut_meanwhile()  # it would be made longer, with zeros
     os.ftruncate(descriptor, tail.size)
     os.fsync(descriptor)
 

@@ -30,6 +30,7 @@ class Connection:
         "number",
         "public_only",
         "send_away",
+        "server",
         "subject",
         "subject_basis",
     )
@@ -39,6 +40,8 @@ class Connection:
         self.credential = credential
         # Relayed to the server that knows health and public status only.
         self.public_only = True
+        # Which of the main servers it is relayed to; None: to none of them, or not yet.
+        self.server: int | None = None
         # Set by the relay when it starts; safe to call at any time and more than once.
         self.close: Callable[[], None] = _nothing
         # Likewise: the caller is asked to make its next calls on another connection.

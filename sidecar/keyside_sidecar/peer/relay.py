@@ -123,7 +123,7 @@ class _Pipe:
             self.say_goodbye()
 
     def _see_call(self, _buffer: memoryview, count: int) -> None:
-        if _SHORTEST_CALL_BYTES <= count <= _SHORT_BYTES:
+        if _SHORTEST_CALL_BYTES <= count <= _SHORT_BYTES and not self._relay.public_only:
             self._relay.on_arrival()
 
     def say_goodbye(self) -> None:
@@ -200,7 +200,8 @@ class Relay:
         pidfd: The caller's process, or None where the kernel gave none; owned likewise.
         registry: Where the inner address is registered.
         buffer: The worker's read buffer, from ``make_buffer()``.
-        on_arrival: Called when what may be a short call was passed to the server.
+        on_arrival: Called when what may be a short call was passed to the server, of a caller who
+            is allowed something.
         on_closed: Called once, after everything has been released.
     """
 
@@ -288,6 +289,16 @@ class Relay:
                 await asyncio.sleep(_CONNECT_RETRY_S)
             else:
                 return
+
+    @property
+    def closed(self) -> bool:
+        """Whether everything has been released."""
+        return self._closed
+
+    @property
+    def public_only(self) -> bool:
+        """Whether the caller is allowed nothing."""
+        return self._connection.public_only
 
     def _on_caller_ended(self) -> None:
         event(_log, logging.DEBUG, "the caller's process ended", connection=self._connection.number)

@@ -38,10 +38,6 @@ class Limits:
         self._public_calls = CallLimits(_PUBLIC_CALLS, _PUBLIC_CALLS_PER_UID)
         self._public_watches = CallLimits(_PUBLIC_WATCHES, _PUBLIC_WATCHES_PER_UID)
 
-    def count(self) -> int:
-        """Return how many calls are in flight of callers who are allowed something."""
-        return self._calls.total
-
     def enter(self, connection: Connection, *, lasting: bool = False) -> Slot:
         """Count a call that begins; return its place, to be left when it ends.
 

@@ -160,15 +160,17 @@ class Guard:
             serve: Called with the allowed call and the parsed request.
         """
         path, turns = method.path, self._turns
-        # What people do, and probes, may take long.
-        is_short = int(method.kept is Kept.CALL)
+        # What people do, and probes, may take long. (A use of a grant counts as a short call, but
+        # only for a moment.)
+        is_short = method.kept is Kept.CALL
 
         async def answer(
             _requests: object, context: StreamContext, caller: Connection, slot: Slot
         ) -> Message:
             turns.expect_short()
             data = await self._receive(context, caller)
-            turns.short += is_short
+            if is_short:
+                turns.begin_short()
             try:
                 subject = self._identifier.known(caller)
                 if subject is None:
@@ -181,7 +183,8 @@ class Guard:
                 call = self._read(method, caller, subject, request, context=context, slot=slot)
                 return await self._answer(method, call, request, context, serve)
             finally:
-                turns.short -= is_short
+                if is_short:
+                    turns.end_short()
 
         async def handle(requests: object, context: StreamContext) -> bytes:
             response = await self._attend(path, requests, context, answer)
@@ -246,14 +249,18 @@ class Guard:
             if reason is not None and credential is None:
                 raise Refused(reason)
             doing = serve
+            decide = cache(partial(self._policy.decide, subject, method.operation))
+            batch = Batch(decide, Tally(method.path))
+            call = Call(caller, subject, None, None, batch, slot)
             try:
                 await require_countable(data, request_type, self._max_batch_bytes, self._turns)
                 request = _parse(request_type, data)
             except BadRequest as error:  # not without a record
                 request, doing = request_type(), _refuse_with(error)
-            decide = cache(partial(self._policy.decide, subject, method.operation))
-            batch = Batch(decide, Tally(method.path))
-            call = Call(caller, subject, None, None, batch, slot)
+            except asyncio.CancelledError:
+                if credential is None:
+                    self._journal.note_cancelled(call, method, request_type())
+                raise
             if credential is None:
                 return await self._serve(method, call, request, doing)
             return await self._granted.serve_batch(method, call, request, credential, doing)

@@ -30,6 +30,7 @@ _FIELDS: Final = 3
 _SPARE_FIELDS: Final = 10_000
 # Between two looks at the clock.
 _STRIDE: Final = 128
+_AT_ONCE_S: Final = 0.0002
 
 
 async def require_countable(
@@ -84,7 +85,8 @@ class _Pace:
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
-        self._until = 0.0
+        # The first bit is done at once: of a small batch that is all.
+        self._until = perf_counter() + _AT_ONCE_S
 
     async def pause(self) -> None:
         if perf_counter() > self._until:

@@ -107,7 +107,7 @@ class Journal:
         try:
             response = await serve(call, request)
         except asyncio.CancelledError:
-            self._note(call, method, request, None, outcome="failed", reason="CANCELLED")
+            self.note_cancelled(call, method, request)
             raise
         except Exception as error:
             failure = describe_failure(error, method.path)
@@ -124,6 +124,10 @@ class Journal:
         else:
             self._audit.note_text(written)
         return response
+
+    def note_cancelled(self, call: Call, method: Method, request: Any) -> None:
+        """Record that a service's call was broken off; it has no answer."""
+        self._note(call, method, request, None, outcome="failed", reason="CANCELLED")
 
     async def keep_action(
         self,

@@ -11,7 +11,6 @@ it; so a caller who is allowed nothing can't make a main server parse anything.
 from __future__ import annotations
 
 import asyncio
-from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from keyside_sidecar.config import Config
+    from keyside_sidecar.peer.connection import Connection
     from keyside_sidecar.rpc.access import AccessServicer
     from keyside_sidecar.rpc.audit import AuditServicer
     from keyside_sidecar.rpc.batches import BatchServicer
@@ -48,11 +48,11 @@ _BATCH_FACTOR: Final = 2
 _MAX_METADATA_BYTES: Final = 8 * 1024
 _STREAMS: Final = 128
 # Of one main server: calls that gRPC has received the beginning of and the worker has not begun. No
-# limit of ours counts them yet. Above the first number some are refused, above the second all; one
-# connection's streams always fit. (gRPC's own numbers are for a process with one server.)
+# limit of ours counts them yet. Above the first number some are refused, above the second all, with
+# CANCELLED; the streams of four connections always fit. (gRPC's own numbers are for one server.)
 BACKLOG_OPTIONS: Final = (
-    ("grpc.server.max_pending_requests", 256),
-    ("grpc.server.max_pending_requests_hard_limit", 375),
+    ("grpc.server.max_pending_requests", 512),
+    ("grpc.server.max_pending_requests_hard_limit", 750),
 )
 _PUBLIC_STREAMS: Final = 8
 _MAX_AGE_GRACE_MS: Final = 10_000
@@ -185,7 +185,7 @@ class InnerServers:
         if config.sidecar.reflection:
             everything[methods.REFLECTION.path] = _reflection_handler(guard)
         self.main_paths = tuple(str(directory / f"m{number}") for number in range(_MAIN_SERVERS))
-        self._next_main = cycle(self.main_paths)
+        self._seated = [0] * _MAIN_SERVERS
         self.public_path = str(directory / "p")
         # The guard holds every other call to less (max_call_bytes).
         limit = max_batch_message_bytes(config)
@@ -204,13 +204,20 @@ class InnerServers:
         for server in (*self._main, self._public):
             await server.start()
 
-    def choose(self, *, public_only: bool) -> str:
-        """Return the socket that the next connection is relayed to.
+    def seat(self, connection: Connection) -> str:
+        """Return the socket that a connection is relayed to, and count it there until it closes."""
+        if connection.public_only:
+            return self.public_path
+        index = min(range(_MAIN_SERVERS), key=self._seated.__getitem__)
+        self._seated[index] += 1
+        connection.server = index
+        return self.main_paths[index]
 
-        Args:
-            public_only: The caller is allowed nothing.
-        """
-        return self.public_path if public_only else next(self._next_main)
+    def leave(self, connection: Connection) -> None:
+        """Take note that a connection has closed, wherever it was relayed to."""
+        if connection.server is not None:
+            self._seated[connection.server] -= 1
+            connection.server = None
 
     async def stop(self, grace_s: float) -> None:
         """Let calls under way finish within ``grace_s`` seconds, then cancel the rest."""

@@ -16,6 +16,8 @@ from typing import Final
 
 _TURN_S: Final = 0.001
 _SHARED_TURN_S: Final = 0.0005
+# A short call that takes longer waits for something else than the loop.
+_SHORT_S: Final = 0.005
 # So long after a short call was seen, others are expected.
 _SHARED_S: Final = 0.05
 # So long it takes from the relay to gRPC's saying that there is a call.
@@ -32,13 +34,14 @@ class Turns:
     """Gives turns, in the order in which they are asked for. For one event loop.
 
     Attributes:
-        short: How many short calls have arrived and have no answer yet; whoever serves them counts.
+        short: How many short calls have arrived and have no answer yet.
     """
 
     def __init__(self) -> None:
         self.short = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._is_due = False
+        self._short_until = 0.0
         self._shared_until = 0.0
         self._arrival_until = 0.0
         self._held_until = 0.0
@@ -52,6 +55,16 @@ class Turns:
         if self._batches:
             self._arrival_until = perf_counter() + _ARRIVAL_S
 
+    def begin_short(self) -> None:
+        """Count a short call that has arrived, until ``end_short``."""
+        self.short += 1
+        if self._batches:
+            self._short_until = perf_counter() + _SHORT_S
+
+    def end_short(self) -> None:
+        """Take note that a short call has its answer, or none is coming soon."""
+        self.short -= 1
+
     async def enter(self, uid: int) -> None:
         """Wait until one more batch of an account may be received and worked on, until ``leave``.
 
@@ -64,6 +77,7 @@ class Turns:
         gate, users = self._by_uid.get(uid) or (asyncio.Semaphore(_BATCHES_PER_UID), 0)
         self._by_uid[uid] = gate, users + 1
         self._batches += 1
+        self._arrival_until = 0.0  # a small batch looks like a short call to the relay
         try:
             await gate.acquire()
         except BaseException:
@@ -100,12 +114,20 @@ class Turns:
         return perf_counter() + self._turn_s
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_soon(self._begin_holding, loop)
+
+    def _begin_holding(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to look for short calls: the last turn has just ended.
+
+        In the first rounds the loop sees what arrived meanwhile.
+        """
         self._held_until = perf_counter() + _HELD_S
+        self._rounds_left = _ROUNDS_AFTER
         loop.call_soon(self._give_when_quiet, loop)
 
     def _give_when_quiet(self, loop: asyncio.AbstractEventLoop) -> None:
         now = perf_counter()
-        if self.short:
+        if self.short and now < self._short_until:
             self._shared_until = now + _SHARED_S
             self._rounds_left = _ROUNDS_AFTER
         is_late = now >= self._held_until
