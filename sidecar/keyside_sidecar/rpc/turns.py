@@ -114,16 +114,15 @@ class Turns:
         return perf_counter() + self._turn_s
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.call_soon(self._begin_holding, loop)
+        # Whoever has just been given a turn has it next; the loop sees what arrived after that.
+        loop.call_soon(loop.call_soon, self._begin_holding, loop)
 
     def _begin_holding(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to look for short calls: the last turn has just ended.
-
-        In the first rounds the loop sees what arrived meanwhile.
-        """
-        self._held_until = perf_counter() + _HELD_S
-        self._rounds_left = _ROUNDS_AFTER
-        loop.call_soon(self._give_when_quiet, loop)
+        """Begin to look for short calls: the last turn has ended, and the loop has come round."""
+        now = perf_counter()
+        self._held_until = now + _HELD_S
+        self._rounds_left = _ROUNDS_AFTER if now < self._shared_until else 0
+        self._give_when_quiet(loop)
 
     def _give_when_quiet(self, loop: asyncio.AbstractEventLoop) -> None:
         now = perf_counter()
