@@ -8,6 +8,7 @@ is milliseconds.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,18 +49,19 @@ async def require_countable(
         BadRequest: It has too many.
     """
     pace = _Pace(turns)
-    spans = await _find_items(data, max_batch_bytes, pace)
+    starts = await _find_items(data, max_batch_bytes, pace)
     items: Any = request_type.DESCRIPTOR.fields_by_name["items"]
     contexts = items.message_type.fields_by_name
     if "context" not in contexts:
         return
-    most = len(spans) * (_FIELDS + MAX_CONTEXT_PAIRS) + _SPARE_FIELDS
+    most = len(starts) * (_FIELDS + MAX_CONTEXT_PAIRS) + _SPARE_FIELDS
     tag = contexts["context"].number << 3 | _LENGTH_DELIMITED
     # Each pair has this byte, and others may be the same: few of them are few pairs.
     if data.count(tag) <= most:
         return
-    for start, end in spans:
-        most -= await _count_fields(data, start, end, most, pace)
+    for start, end in pairwise([*starts, len(data)]):
+        begin, _length = _read_number(data, start + 1)
+        most -= await _count_fields(data, begin, end, most, pace)
         if most < 0:
             text = f"have too many pairs in their contexts; one has at most {MAX_CONTEXT_PAIRS}"
             raise BadRequest("items", text)
@@ -93,26 +95,30 @@ class _Pace:
             self._until = await self._turns.take()
 
 
-async def _find_items(data: bytes, max_batch_bytes: int, pace: _Pace) -> list[tuple[int, int]]:
-    """Return where items begin and end.
+async def _find_items(data: bytes, max_batch_bytes: int, pace: _Pace) -> list[int]:
+    """Return where items begin, each with its tag and length.
 
     Raises:
         BadRequest: There are too many, or there is something beside them.
     """
-    spans: list[tuple[int, int]] = []
+    starts: list[int] = []
     at, size = 0, len(data)
+    # Tag and length of the item before, and how long it was: many have the same.
+    head, step = b"", 0
     while at < size:
-        count = len(spans)
+        count = len(starts)
         if not count % _STRIDE:
             await pace.pause()
-        if data[at] != _ITEM:
-            raise BadRequest("items", "come with a field that is unknown to this version")
+        if not head or not data.startswith(head, at):
+            if data[at] != _ITEM:
+                raise BadRequest("items", "come with a field that is unknown to this version")
+            begin, length = _read_number(data, at + 1)
+            head, step = data[at:begin], begin - at + length
         if count == MAX_ITEMS:
             raise too_large(f"are more than {MAX_ITEMS}", max_batch_bytes)
-        start, length = _read_number(data, at + 1)
-        at = start + length
-        spans.append((start, min(at, size)))
-    return spans
+        starts.append(at)
+        at += step
+    return starts
 
 
 async def _count_fields(data: bytes, at: int, end: int, most: int, pace: _Pace) -> int:
