@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -76,14 +77,14 @@ def test_a_blocked_worker_holds_so_many_calls_and_no_more(tmp_path: Path) -> Non
         deadline = time.monotonic() + 30
         while count_open(calls) > HARD_LIMIT + BESIDE and time.monotonic() < deadline:
             time.sleep(0.05)
-        refused = [call for call in calls if call.done()]
         assert SOFT_LIMIT <= count_open(calls) <= HARD_LIMIT + BESIDE
-        assert {call.code() for call in refused} == {grpc.StatusCode.CANCELLED}
+        assert {call.code() for call in calls if call.done()} == {grpc.StatusCode.CANCELLED}
         handler.released.set()
         assert blocking.result() == b"x"
-        assert [call.result() for call in calls if call not in refused] == [b"x"] * (
-            len(calls) - len(refused)
-        )
+        # (Some may still have been on their way, and are refused as well.)
+        codes = Counter(call.code() for call in calls)
+        assert codes.keys() == {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
+        assert codes[grpc.StatusCode.OK] >= SOFT_LIMIT
     finally:
         handler.released.set()
         stop.set()
