@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from keyside import _fork
 from keyside._attempts import (
+    ACKNOWLEDGED_TIMEOUT_S,
     DEFAULT_TIMEOUT_S,
     LONG_TIMEOUT_S,
     Attempts,
@@ -122,6 +123,9 @@ class AsyncConnection:
 
     def _long_timeout_s(self, timeout_s: float | None) -> float:
         return max(self._timeout_s, LONG_TIMEOUT_S) if timeout_s is None else timeout_s
+
+    def _acknowledged_timeout_s(self, timeout_s: float | None) -> float:
+        return max(self._timeout_s, ACKNOWLEDGED_TIMEOUT_S) if timeout_s is None else timeout_s
 
     def _bind_loop(self) -> None:
         loop = asyncio.get_running_loop()

@@ -19,6 +19,8 @@ from keyside.errors import (
 DEFAULT_TIMEOUT_S: Final = 5.0
 # For a call that waits for PAM (pam_timeout is 10 s unless configured) or reads through a log.
 LONG_TIMEOUT_S: Final = 30.0
+# For a call that waits for the other sidecars' acknowledgements (3 s), and for the store first.
+ACKNOWLEDGED_TIMEOUT_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 0.5
 _LEAST_TIMEOUT_S: Final = 0.001

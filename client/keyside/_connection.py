@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from keyside import _fork
 from keyside._attempts import (
+    ACKNOWLEDGED_TIMEOUT_S,
     DEFAULT_TIMEOUT_S,
     LONG_TIMEOUT_S,
     Attempts,
@@ -120,6 +121,9 @@ class Connection:
 
     def _long_timeout_s(self, timeout_s: float | None) -> float:
         return max(self._timeout_s, LONG_TIMEOUT_S) if timeout_s is None else timeout_s
+
+    def _acknowledged_timeout_s(self, timeout_s: float | None) -> float:
+        return max(self._timeout_s, ACKNOWLEDGED_TIMEOUT_S) if timeout_s is None else timeout_s
 
     def _open(self) -> Link:
         if self._closed:

@@ -260,7 +260,7 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
                 is repeated while the sidecar is unavailable; without it, never.
             compromised: The current version may have leaked: it is disabled everywhere, and so is
                 a successor that was made already; a fresh version becomes current.
-            timeout_s: For this call, instead of the client's.
+            timeout_s: For this call, instead of the client's, or of 10 s if that is longer.
 
         Raises:
             Conflict: Another version is current.
@@ -273,7 +273,7 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
         return read_rotation(
             await self._call(
                 lambda link, limit_s: link.keys.RotateKey(request, timeout=limit_s),
-                timeout_s,
+                self._acknowledged_timeout_s(timeout_s),
                 repeatable=expected_current is not None,
             )
         )
@@ -289,8 +289,8 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
         Args:
             name: The key's name.
             number: The version's number.
-            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
-                for the others' acknowledgements.
+            timeout_s: For this call, instead of the client's, or of 10 s if that is longer; the
+                sidecar waits up to about 3 s for the others' acknowledgements.
 
         Raises:
             WrongVersionState: It is the current version, or destroyed.
@@ -304,7 +304,8 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
         request = version_request(keys_pb2.DisableVersionRequest, name, number)
         return read_change(
             await self._call(
-                lambda link, limit_s: link.keys.DisableVersion(request, timeout=limit_s), timeout_s
+                lambda link, limit_s: link.keys.DisableVersion(request, timeout=limit_s),
+                self._acknowledged_timeout_s(timeout_s),
             )
         )
 
@@ -318,8 +319,8 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
         Args:
             name: The key's name.
             number: The version's number.
-            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
-                for the others' acknowledgements.
+            timeout_s: For this call, instead of the client's, or of 10 s if that is longer; the
+                sidecar waits up to about 3 s for the others' acknowledgements.
 
         Raises:
             WrongVersionState: It is destroyed, or its destruction is scheduled.
@@ -333,7 +334,8 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
         request = version_request(keys_pb2.EnableVersionRequest, name, number)
         return read_change(
             await self._call(
-                lambda link, limit_s: link.keys.EnableVersion(request, timeout=limit_s), timeout_s
+                lambda link, limit_s: link.keys.EnableVersion(request, timeout=limit_s),
+                self._acknowledged_timeout_s(timeout_s),
             )
         )
 
@@ -349,8 +351,8 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
         Args:
             name: The key's name.
             number: The version's number.
-            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
-                for the others' acknowledgements.
+            timeout_s: For this call, instead of the client's, or of 10 s if that is longer; the
+                sidecar waits up to about 3 s for the others' acknowledgements.
 
         Raises:
             WrongVersionState: It is the current version, or destroyed.
@@ -364,7 +366,8 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
         request = version_request(keys_pb2.DestroyVersionRequest, name, number)
         return read_change(
             await self._call(
-                lambda link, limit_s: link.keys.DestroyVersion(request, timeout=limit_s), timeout_s
+                lambda link, limit_s: link.keys.DestroyVersion(request, timeout=limit_s),
+                self._acknowledged_timeout_s(timeout_s),
             )
         )
 
@@ -378,8 +381,8 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
         Args:
             name: The key's name.
             number: The version's number.
-            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
-                for the others' acknowledgements.
+            timeout_s: For this call, instead of the client's, or of 10 s if that is longer; the
+                sidecar waits up to about 3 s for the others' acknowledgements.
 
         Raises:
             WrongVersionState: Nothing is scheduled, or it is destroyed.
@@ -394,7 +397,7 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
         return read_cancellation(
             await self._call(
                 lambda link, limit_s: link.keys.CancelDestroyVersion(request, timeout=limit_s),
-                timeout_s,
+                self._acknowledged_timeout_s(timeout_s),
                 repeatable=False,
             )
         )

@@ -263,7 +263,7 @@ class Client(BulkCalls, PeopleCalls):
                 is repeated while the sidecar is unavailable; without it, never.
             compromised: The current version may have leaked: it is disabled everywhere, and so is
                 a successor that was made already; a fresh version becomes current.
-            timeout_s: For this call, instead of the client's.
+            timeout_s: For this call, instead of the client's, or of 10 s if that is longer.
 
         Raises:
             Conflict: Another version is current.
@@ -276,7 +276,7 @@ class Client(BulkCalls, PeopleCalls):
         return read_rotation(
             self._call(
                 lambda link, limit_s: link.keys.RotateKey(request, timeout=limit_s),
-                timeout_s,
+                self._acknowledged_timeout_s(timeout_s),
                 repeatable=expected_current is not None,
             )
         )
@@ -292,8 +292,8 @@ class Client(BulkCalls, PeopleCalls):
         Args:
             name: The key's name.
             number: The version's number.
-            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
-                for the others' acknowledgements.
+            timeout_s: For this call, instead of the client's, or of 10 s if that is longer; the
+                sidecar waits up to about 3 s for the others' acknowledgements.
 
         Raises:
             WrongVersionState: It is the current version, or destroyed.
@@ -307,7 +307,8 @@ class Client(BulkCalls, PeopleCalls):
         request = version_request(keys_pb2.DisableVersionRequest, name, number)
         return read_change(
             self._call(
-                lambda link, limit_s: link.keys.DisableVersion(request, timeout=limit_s), timeout_s
+                lambda link, limit_s: link.keys.DisableVersion(request, timeout=limit_s),
+                self._acknowledged_timeout_s(timeout_s),
             )
         )
 
@@ -321,8 +322,8 @@ class Client(BulkCalls, PeopleCalls):
         Args:
             name: The key's name.
             number: The version's number.
-            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
-                for the others' acknowledgements.
+            timeout_s: For this call, instead of the client's, or of 10 s if that is longer; the
+                sidecar waits up to about 3 s for the others' acknowledgements.
 
         Raises:
             WrongVersionState: It is destroyed, or its destruction is scheduled.
@@ -336,7 +337,8 @@ class Client(BulkCalls, PeopleCalls):
         request = version_request(keys_pb2.EnableVersionRequest, name, number)
         return read_change(
             self._call(
-                lambda link, limit_s: link.keys.EnableVersion(request, timeout=limit_s), timeout_s
+                lambda link, limit_s: link.keys.EnableVersion(request, timeout=limit_s),
+                self._acknowledged_timeout_s(timeout_s),
             )
         )
 
@@ -352,8 +354,8 @@ class Client(BulkCalls, PeopleCalls):
         Args:
             name: The key's name.
             number: The version's number.
-            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
-                for the others' acknowledgements.
+            timeout_s: For this call, instead of the client's, or of 10 s if that is longer; the
+                sidecar waits up to about 3 s for the others' acknowledgements.
 
         Raises:
             WrongVersionState: It is the current version, or destroyed.
@@ -367,7 +369,8 @@ class Client(BulkCalls, PeopleCalls):
         request = version_request(keys_pb2.DestroyVersionRequest, name, number)
         return read_change(
             self._call(
-                lambda link, limit_s: link.keys.DestroyVersion(request, timeout=limit_s), timeout_s
+                lambda link, limit_s: link.keys.DestroyVersion(request, timeout=limit_s),
+                self._acknowledged_timeout_s(timeout_s),
             )
         )
 
@@ -381,8 +384,8 @@ class Client(BulkCalls, PeopleCalls):
         Args:
             name: The key's name.
             number: The version's number.
-            timeout_s: For this call, instead of the client's; the sidecar waits up to about 3 s
-                for the others' acknowledgements.
+            timeout_s: For this call, instead of the client's, or of 10 s if that is longer; the
+                sidecar waits up to about 3 s for the others' acknowledgements.
 
         Raises:
             WrongVersionState: Nothing is scheduled, or it is destroyed.
@@ -397,7 +400,7 @@ class Client(BulkCalls, PeopleCalls):
         return read_cancellation(
             self._call(
                 lambda link, limit_s: link.keys.CancelDestroyVersion(request, timeout=limit_s),
-                timeout_s,
+                self._acknowledged_timeout_s(timeout_s),
                 repeatable=False,
             )
         )

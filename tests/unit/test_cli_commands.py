@@ -96,7 +96,7 @@ def test_a_refusal_is_told_with_its_remedy_and_exit_code(
         Failure(grpc.StatusCode[code], "no\nentry", reason=reason, metadata=metadata)
         for _ in range(50)
     ]
-    finished = run(double, "--timeout", "0.5", "decrypt", stdin=SECRET)
+    finished = run(double, "--timeout", "2", "decrypt", stdin=SECRET)
     assert finished.returncode == exit_code
     assert finished.stdout == b""
     assert b"must-not-show" not in finished.stderr

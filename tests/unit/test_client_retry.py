@@ -107,6 +107,27 @@ def test_nothing_but_unavailable_is_tried_again(double: Double, code: str) -> No
     assert double.calls == ["Encrypt"]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.rotate_key("mail", 250),
+        lambda c: c.disable_version("mail", 3),
+        lambda c: c.enable_version("mail", 3),
+        lambda c: c.destroy_version("mail", 3),
+        lambda c: c.cancel_destroy_version("mail", 3),
+    ],
+)
+def test_what_waits_for_other_sidecars_has_more_time(
+    double: Double, call: Callable[[keyside.Client], object]
+) -> None:
+    """They have 3 s: a client that gives up says that a change failed which has taken effect."""
+    double.delay_s = 0.3
+    with keyside.Client(double.socket, timeout_s=0.1) as client:
+        call(client)
+        with pytest.raises(errors.DeadlineExceeded):
+            client.get_key("mail")
+
+
 def test_retry_can_be_turned_off(double: Double) -> None:
     double.failures = [AWAY]
     with (

@@ -139,7 +139,7 @@ def request(
                 versions=versions,
                 context=context,
                 max_uses=max_uses,
-                timeout_s=connection.long_timeout_s,
+                timeout_s=connection.given_timeout_s,
             )
     if as_json:
         print_json({"request": request_facts(made)})

@@ -63,7 +63,7 @@ def activate(
         )
         with tell_what_is_unknown(look):
             activated = client.activate_access(
-                access_id, password=password, timeout_s=connection.long_timeout_s
+                access_id, password=password, timeout_s=connection.given_timeout_s
             )
         with _revoking_what_is_lost(client, access_id):
             destination.save(describe_credential(activated, choose_socket(connection.socket)))

@@ -117,7 +117,7 @@ def checkpoint(connection: Connection, output: str | None) -> None:
     the log was written anew.
     """
     with Output(output, secret=False) as target, connection.open() as client:
-        newest = client.get_audit_checkpoint(timeout_s=connection.long_timeout_s)
+        newest = client.get_audit_checkpoint(timeout_s=connection.given_timeout_s)
         target.write(json_line(newest).encode() + b"\n")
 
 

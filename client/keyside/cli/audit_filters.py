@@ -55,4 +55,4 @@ def search(
     client: Client, connection: Connection, filters: dict[str, Any], **more: Any
 ) -> Iterator[AuditRecord]:
     """Return what the filters find, and whatever else ``Client.search_audit`` takes."""
-    return client.search_audit(**filters, **more, timeout_s=connection.long_timeout_s)
+    return client.search_audit(**filters, **more, timeout_s=connection.given_timeout_s)

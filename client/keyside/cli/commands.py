@@ -39,7 +39,8 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
     type=click.FloatRange(min=0, min_open=True, max=86_400),
     default=5.0,
     show_default=True,
-    help="How long to wait for the sidecar; with a password or for the audit log, 30 unless given.",
+    help="How long to wait for the sidecar; unless given, 10 to change a version, and 30 with a "
+    "password or for the audit log.",
 )
 @click.option(
     "--expected-owner",

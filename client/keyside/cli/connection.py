@@ -35,8 +35,8 @@ class Connection:
     timeout_given: bool = False
 
     @property
-    def long_timeout_s(self) -> float | None:
-        """What a call may take that waits for PAM or reads through a log; ``None``: the default."""
+    def given_timeout_s(self) -> float | None:
+        """What a call may take whose default differs from others'; ``None``: that default."""
         return self.timeout_s if self.timeout_given else None
 
     def open(self, *, retry: bool = True) -> Client:

@@ -74,7 +74,7 @@ def approve(
                 access_id,
                 password=password,
                 comment=comment,
-                timeout_s=connection.long_timeout_s,
+                timeout_s=connection.given_timeout_s,
             )
     _tell(done, f"approved; it is {describe_state(done)}", as_json=as_json)
 
@@ -99,7 +99,7 @@ def deny(
                 access_id,
                 password=password,
                 reason=reason,
-                timeout_s=connection.long_timeout_s,
+                timeout_s=connection.given_timeout_s,
             )
     _tell(done, f"ended {describe_end(done)}", as_json=as_json)
 

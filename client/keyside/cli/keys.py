@@ -90,7 +90,12 @@ def rotate(
     with connection.open() as client:
         if compromised:
             expected_current = _confirm_compromised(client.get_key(key), expected_current, yes=yes)
-        done = client.rotate_key(key, expected_current, compromised=compromised)
+        done = client.rotate_key(
+            key,
+            expected_current,
+            compromised=compromised,
+            timeout_s=connection.given_timeout_s,
+        )
     if as_json:
         print_json(
             {

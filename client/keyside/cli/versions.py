@@ -55,7 +55,7 @@ def disable(connection: Connection, key: str, number: int, *, as_json: bool) -> 
     latest. The current version can't be disabled: roll the key over first.
     """
     with connection.open() as client:
-        change = client.disable_version(key, number)
+        change = client.disable_version(key, number, timeout_s=connection.given_timeout_s)
     done = (
         f"{key}: version {number} is disabled: what is sealed under it does not open\n{_DATA_KEYS}"
     )
@@ -68,7 +68,7 @@ def disable(connection: Connection, key: str, number: int, *, as_json: bool) -> 
 def enable(connection: Connection, key: str, number: int, *, as_json: bool) -> int:
     """Let a disabled VERSION of KEY decrypt again. For operators."""
     with connection.open() as client:
-        change = client.enable_version(key, number)
+        change = client.enable_version(key, number, timeout_s=connection.given_timeout_s)
     done = f"{key}: version {number} is {change.version.state.value.lower()} and decrypts"
     return _tell(change, done, as_json=as_json)
 
@@ -92,7 +92,7 @@ def destroy(connection: Connection, key: str, number: int, *, yes: bool, as_json
             f"Destroy version {number} of {key}?",
             yes=yes,
         )
-        change = client.destroy_version(key, number)
+        change = client.destroy_version(key, number, timeout_s=connection.given_timeout_s)
     left = change.version.destroy_in
     when = f"in {format_duration(left)} of the sidecars' running time" if left else "later"
     done = (
@@ -111,7 +111,7 @@ def cancel_destroy(connection: Connection, key: str, number: int, *, as_json: bo
     The version stays disabled; enable it to decrypt with it again.
     """
     with connection.open() as client:
-        change = client.cancel_destroy_version(key, number)
+        change = client.cancel_destroy_version(key, number, timeout_s=connection.given_timeout_s)
     done = (
         f"{key}: version {number} will not be destroyed; it stays disabled, until "
         f"keyside keys enable {key} {number}"
