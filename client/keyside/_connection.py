@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from keyside import _fork
 from keyside._attempts import (
-    ACKNOWLEDGED_TIMEOUT_S,
     DEFAULT_TIMEOUT_S,
     LONG_TIMEOUT_S,
     Attempts,
@@ -119,11 +118,8 @@ class Connection:
         """Return what goes with an encryption call: the grant's credential, where there is one."""
         return credential_metadata(as_credential(credential) or self._credential)
 
-    def _long_timeout_s(self, timeout_s: float | None) -> float:
-        return max(self._timeout_s, LONG_TIMEOUT_S) if timeout_s is None else timeout_s
-
-    def _acknowledged_timeout_s(self, timeout_s: float | None) -> float:
-        return max(self._timeout_s, ACKNOWLEDGED_TIMEOUT_S) if timeout_s is None else timeout_s
+    def _long_timeout_s(self, timeout_s: float | None, least_s: float = LONG_TIMEOUT_S) -> float:
+        return max(self._timeout_s, least_s) if timeout_s is None else timeout_s
 
     def _open(self) -> Link:
         if self._closed:

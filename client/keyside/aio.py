@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from keyside._async_access import AsyncPeopleCalls
 from keyside._async_bulk import AsyncBulkCalls
+from keyside._attempts import ACKNOWLEDGED_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -273,7 +274,7 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
         return read_rotation(
             await self._call(
                 lambda link, limit_s: link.keys.RotateKey(request, timeout=limit_s),
-                self._acknowledged_timeout_s(timeout_s),
+                self._long_timeout_s(timeout_s, ACKNOWLEDGED_TIMEOUT_S),
                 repeatable=expected_current is not None,
             )
         )
@@ -305,7 +306,7 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
         return read_change(
             await self._call(
                 lambda link, limit_s: link.keys.DisableVersion(request, timeout=limit_s),
-                self._acknowledged_timeout_s(timeout_s),
+                self._long_timeout_s(timeout_s, ACKNOWLEDGED_TIMEOUT_S),
             )
         )
 
@@ -335,7 +336,7 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
         return read_change(
             await self._call(
                 lambda link, limit_s: link.keys.EnableVersion(request, timeout=limit_s),
-                self._acknowledged_timeout_s(timeout_s),
+                self._long_timeout_s(timeout_s, ACKNOWLEDGED_TIMEOUT_S),
             )
         )
 
@@ -367,7 +368,7 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
         return read_change(
             await self._call(
                 lambda link, limit_s: link.keys.DestroyVersion(request, timeout=limit_s),
-                self._acknowledged_timeout_s(timeout_s),
+                self._long_timeout_s(timeout_s, ACKNOWLEDGED_TIMEOUT_S),
             )
         )
 
@@ -397,7 +398,7 @@ class AsyncClient(AsyncBulkCalls, AsyncPeopleCalls):
         return read_cancellation(
             await self._call(
                 lambda link, limit_s: link.keys.CancelDestroyVersion(request, timeout=limit_s),
-                self._acknowledged_timeout_s(timeout_s),
+                self._long_timeout_s(timeout_s, ACKNOWLEDGED_TIMEOUT_S),
                 repeatable=False,
             )
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keyside._access import PeopleCalls
+from keyside._attempts import ACKNOWLEDGED_TIMEOUT_S
 from keyside._bulk import BulkCalls
 
 if TYPE_CHECKING:
@@ -276,7 +277,7 @@ class Client(BulkCalls, PeopleCalls):
         return read_rotation(
             self._call(
                 lambda link, limit_s: link.keys.RotateKey(request, timeout=limit_s),
-                self._acknowledged_timeout_s(timeout_s),
+                self._long_timeout_s(timeout_s, ACKNOWLEDGED_TIMEOUT_S),
                 repeatable=expected_current is not None,
             )
         )
@@ -308,7 +309,7 @@ class Client(BulkCalls, PeopleCalls):
         return read_change(
             self._call(
                 lambda link, limit_s: link.keys.DisableVersion(request, timeout=limit_s),
-                self._acknowledged_timeout_s(timeout_s),
+                self._long_timeout_s(timeout_s, ACKNOWLEDGED_TIMEOUT_S),
             )
         )
 
@@ -338,7 +339,7 @@ class Client(BulkCalls, PeopleCalls):
         return read_change(
             self._call(
                 lambda link, limit_s: link.keys.EnableVersion(request, timeout=limit_s),
-                self._acknowledged_timeout_s(timeout_s),
+                self._long_timeout_s(timeout_s, ACKNOWLEDGED_TIMEOUT_S),
             )
         )
 
@@ -370,7 +371,7 @@ class Client(BulkCalls, PeopleCalls):
         return read_change(
             self._call(
                 lambda link, limit_s: link.keys.DestroyVersion(request, timeout=limit_s),
-                self._acknowledged_timeout_s(timeout_s),
+                self._long_timeout_s(timeout_s, ACKNOWLEDGED_TIMEOUT_S),
             )
         )
 
@@ -400,7 +401,7 @@ class Client(BulkCalls, PeopleCalls):
         return read_cancellation(
             self._call(
                 lambda link, limit_s: link.keys.CancelDestroyVersion(request, timeout=limit_s),
-                self._acknowledged_timeout_s(timeout_s),
+                self._long_timeout_s(timeout_s, ACKNOWLEDGED_TIMEOUT_S),
                 repeatable=False,
             )
         )

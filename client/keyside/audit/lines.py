@@ -30,14 +30,14 @@ _HASHER: Final = hashlib.sha256(_DOMAIN)
 _HEAD: Final = re.compile(rb'\{"v":1,"seq":([1-9][0-9]{0,17}),"id":"')
 _TAIL: Final = re.compile(rb',"hash":"([0-9a-f]{64})"\}')
 _TAIL_LENGTH: Final = 9 + 64 + 2
-_TIME: Final = re.compile(
+TIME: Final = re.compile(
     r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
     r"T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6}Z",
     re.ASCII,
 )
 _EVENT: Final = re.compile(r"[a-z0-9_]+(?:\.[a-z0-9_]+)*", re.ASCII)
 _ID: Final = re.compile(r".{1,100}", re.DOTALL)
-_NEEDED: Final = (("id", _ID), ("time", _TIME), ("event", _EVENT))
+_NEEDED: Final = (("id", _ID), ("time", TIME), ("event", _EVENT))
 
 
 @dataclass(frozen=True, slots=True)

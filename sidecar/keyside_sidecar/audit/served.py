@@ -10,15 +10,13 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from keyside.audit.lines import TIME
+
 # ASCII that JSON has no need to escape; and a number of at most 18 digits.
 _TEXT: Final = r'"[ !#-\[\]-~]*"'
 _NUMBER: Final = r"(?:0|-?[1-9][0-9]{0,17})"
-_TIME: Final = (
-    r'"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])'
-    r'T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6}Z"'
-)
 _SERVED: Final = re.compile(
-    rf'"id":"([0-9a-f]{{1,32}}-[0-9a-f]{{1,32}})","time":{_TIME},'
+    rf'"id":"([0-9a-f]{{1,32}}-[0-9a-f]{{1,32}})","time":"{TIME.pattern}",'
     r'"event":"encryption\.(?:encrypt|decrypt)",'
     rf'"caller":\{{"pid":{_NUMBER},"uid":{_NUMBER},"gid":{_NUMBER}'
     rf'(?:,"account":{_TEXT})?(?:,"login_uid":{_NUMBER})?(?:,"exe":{_TEXT})?\}},'

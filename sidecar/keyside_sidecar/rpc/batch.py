@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from keyside.envelope import parse_wrapping_header
 from keyside.envelope.header import AFTER_PREFIX
 from keyside_sidecar.errors import Refused
+from keyside_sidecar.rpc.turns import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -77,7 +78,7 @@ class Group:
     done: int = 0
 
 
-class Work:
+class Work(Pace):
     """The work on a batch, a turn at a time: sort the items into groups, then ``run``.
 
     Args:
@@ -89,8 +90,7 @@ class Work:
     """
 
     __slots__ = (
-        *("_batch", "_find_stop", "_groups", "_known", "_owners", "_statuses", "_turns", "_until"),
-        *("_versions", "uid"),
+        *("_batch", "_find_stop", "_groups", "_known", "_owners", "_statuses", "_versions", "uid"),
     )
 
     def __init__(
@@ -102,11 +102,10 @@ class Work:
         *,
         find_stop: Callable[[VersionKey], RequestError | None],
     ) -> None:
+        super().__init__(turns)
         self.uid = uid
         self._find_stop = find_stop
         self._batch = batch
-        self._turns = turns
-        self._until = 0.0
         self._groups: list[Group] = []
         self._owners: list[Group | None] = [None] * count
         self._statuses: dict[int, Status] = {}
@@ -131,11 +130,6 @@ class Work:
             else:
                 found[key] = [place]
         return found
-
-    async def pause(self) -> None:
-        """Take another turn, if this one is over."""
-        if perf_counter() > self._until:
-            self._until = await self._turns.take()
 
     def read_header(self, raw: bytes) -> WrappingHeader:
         """Read a wrapping header, and judge the key that it names.

@@ -9,16 +9,17 @@ is milliseconds.
 from __future__ import annotations
 
 from itertools import pairwise
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from keyside.envelope.context import MAX_CONTEXT_PAIRS
 from keyside_sidecar.errors import BadRequest
+from keyside_sidecar.rpc.turns import Pace
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from keyside_sidecar.rpc.turns import Turns
+
 
 MAX_ITEMS: Final = 10_000
 
@@ -48,7 +49,8 @@ async def require_countable(
     Raises:
         BadRequest: It has too many.
     """
-    pace = _Pace(turns)
+    # The first bit is done at once: of a small batch that is all.
+    pace = Pace(turns, _AT_ONCE_S)
     starts = await _find_items(data, max_batch_bytes, pace)
     items: Any = request_type.DESCRIPTOR.fields_by_name["items"]
     contexts = items.message_type.fields_by_name
@@ -76,26 +78,7 @@ def too_large(problem: str, max_batch_bytes: int) -> BadRequest:
     )
 
 
-class _Pace:
-    """Takes another turn when one is over.
-
-    Args:
-        turns: Gives them.
-    """
-
-    __slots__ = ("_turns", "_until")
-
-    def __init__(self, turns: Turns) -> None:
-        self._turns = turns
-        # The first bit is done at once: of a small batch that is all.
-        self._until = perf_counter() + _AT_ONCE_S
-
-    async def pause(self) -> None:
-        if perf_counter() > self._until:
-            self._until = await self._turns.take()
-
-
-async def _find_items(data: bytes, max_batch_bytes: int, pace: _Pace) -> list[int]:
+async def _find_items(data: bytes, max_batch_bytes: int, pace: Pace) -> list[int]:
     """Return where items begin, each with its tag and length.
 
     Raises:
@@ -121,7 +104,7 @@ async def _find_items(data: bytes, max_batch_bytes: int, pace: _Pace) -> list[in
     return starts
 
 
-async def _count_fields(data: bytes, at: int, end: int, most: int, pace: _Pace) -> int:
+async def _count_fields(data: bytes, at: int, end: int, most: int, pace: Pace) -> int:
     """Return how many fields a message has; it is enough to know that they are more than ``most``.
 
     Fields that are no bytes count, too: nothing that we know has any.

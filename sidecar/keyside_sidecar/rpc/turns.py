@@ -148,3 +148,23 @@ class Turns:
         self._is_due = bool(self._waiting)
         if self._is_due:
             self._schedule(loop)
+
+
+class Pace:
+    """Work that takes turns.
+
+    Args:
+        turns: Gives them.
+        at_once_s: So long it works before it takes the first one.
+    """
+
+    __slots__ = ("_turns", "_until")
+
+    def __init__(self, turns: Turns, at_once_s: float = 0.0) -> None:
+        self._turns = turns
+        self._until = perf_counter() + at_once_s
+
+    async def pause(self) -> None:
+        """Take another turn, if this one is over."""
+        if perf_counter() > self._until:
+            self._until = await self._turns.take()
