@@ -83,6 +83,8 @@ class _Verifier:
         self._is_key_anchored = False
         self._key: bytes | None = None
         self._log: str | None = name_log(anchor.public_key) if anchor.public_key else None
+        # The number that the next checkpoint must have, once one is known.
+        self._number: int | None = None
         self._authenticated = False
         self._previous = FIRST_PREVIOUS
         self._warnings: list[str] = []
@@ -131,6 +133,7 @@ class _Verifier:
         if line.sequence == 1:
             self._key = self._anchor.public_key
             self._is_key_anchored = self._key is not None
+            self._number = 1
             return None
         earlier = [sequence for sequence in self._known if sequence < line.sequence]
         if earlier:
@@ -138,6 +141,7 @@ class _Verifier:
             self.expected = checkpoint.line.sequence + 1
             self._previous = checkpoint.line.hash
             self._key = checkpoint.seal.next_key
+            self._number = checkpoint.seal.number + 1
             self._is_key_anchored = True
             self._log = self._log or checkpoint.seal.log
             return None
@@ -196,6 +200,13 @@ class _Verifier:
                 f"one of the log {checkpoint.seal.log}",
                 sealed=True,
             )
+        if self._number not in {None, checkpoint.seal.number}:
+            return self._fault(
+                piece,
+                f"checkpoint number {self._number}",
+                f"checkpoint number {checkpoint.seal.number}",
+                sealed=True,
+            )
         if self._key is not None and not checkpoint.is_signed_by(self._key, self._previous):
             return self._fault(
                 piece,
@@ -207,6 +218,7 @@ class _Verifier:
         self._authenticated = self._is_key_anchored
         self._log = checkpoint.seal.log
         self._key = checkpoint.seal.next_key
+        self._number = checkpoint.seal.number + 1
         self._last_checkpoint = checkpoint
         self._checkpoints += 1
         return None
