@@ -14,6 +14,7 @@ inserted, also where a later checkpoint seals it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
@@ -29,7 +30,7 @@ from keyside.audit.findings import (
     Place,
     Verification,
 )
-from keyside.audit.lines import FIRST_PREVIOUS, Line, parse_line
+from keyside.audit.lines import FIRST_PREVIOUS, Line, is_plain_number, parse_line
 from keyside.audit.walk import Piece, arrange, walk
 from keyside.errors import MalformedRecord
 
@@ -40,6 +41,7 @@ _LATE_INTERVALS: Final = 3
 _LATE_S: Final = 60
 _PROGRESS_EVERY: Final = 1 << 14
 _NO_ANCHOR: Final = Anchor()
+_HASH: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 def verify_log(
@@ -111,8 +113,9 @@ class _Verifier:
             line = parse_line(piece.data)
         except MalformedRecord as error:
             return self._fault(piece, "a record", f"a line that {error}")
-        fault = None if self.expected else self._begin(piece, line)
-        fault = fault or self._check_link(piece, line) or self._check_known(piece, line)
+        if not self.expected:
+            self._begin(line)
+        fault = self._check_link(piece, line) or self._check_known(piece, line)
         fault = fault or self._check_start(piece, line) or self._check_seal(piece, line)
         if fault is None:
             self._accept(piece, line)
@@ -127,14 +130,14 @@ class _Verifier:
             return self._fault(piece, "a hash that fits", "a hash that does not fit")
         return None
 
-    def _begin(self, piece: Piece, line: Line) -> Fault | None:
+    def _begin(self, line: Line) -> None:
         """Find out how the first line hangs together with what is known of the log."""
         self.expected = self._first = line.sequence
         if line.sequence == 1:
             self._key = self._anchor.public_key
             self._is_key_anchored = self._key is not None
             self._number = 1
-            return None
+            return
         earlier = [sequence for sequence in self._known if sequence < line.sequence]
         if earlier:
             checkpoint = self._known[max(earlier)][0]
@@ -144,21 +147,15 @@ class _Verifier:
             self._number = checkpoint.seal.number + 1
             self._is_key_anchored = True
             self._log = self._log or checkpoint.seal.log
-            return None
-        details = line.fields.get("details")
-        former = details.get("previous_hash") if isinstance(details, dict) else None
-        is_link = line.event == "log.continued" and isinstance(former, str)
-        if (self._anchor.public_key is not None and not self._known) or not is_link:
+            return
+        former = _read_former(line)
+        if (self._anchor.public_key is not None and not self._known) or former is None:
             self.expected = 1
-            return None  # found to be out of sequence
-        try:
-            self._previous = bytes.fromhex(former or "")
-        except ValueError:
-            return self._fault(piece, "the former file's hash", "no hash")
+            return  # found to be out of sequence
+        self._previous = former
         self._warnings.append(
             f"the files begin with record {line.sequence}: nothing is said about earlier ones"
         )
-        return None
 
     def _check_known(self, piece: Piece, line: Line) -> Fault | None:
         """Check that a checkpoint that was kept elsewhere is in its place."""
@@ -333,3 +330,14 @@ class _Verifier:
                 f"the last checkpoint is {late_s:,.0f} s older than the last record, and one is "
                 f"made every {last.seal.every_s} s: later ones may have been removed"
             )
+
+
+def _read_former(line: Line) -> bytes | None:
+    """Return the hash that a file's first line says it goes on from; None where it says none."""
+    details = line.fields.get("details")
+    if line.event != "log.continued" or not isinstance(details, dict):
+        return None
+    former, sequence = details.get("previous_hash"), details.get("previous_sequence")
+    is_hash = isinstance(former, str) and _HASH.fullmatch(former)
+    is_next = is_plain_number(sequence) and sequence == line.sequence - 1
+    return bytes.fromhex(former) if is_hash and is_next else None
