@@ -77,7 +77,11 @@ def list_small() -> list[tuple[int, int]]:
 SMALL = list_small()
 WEAK = {
     **{f"small order {index}": encode(point) for index, point in enumerate(SMALL)},
-    **{f"a part of small order {index}": encode(add(BASE, it)) for index, it in enumerate(SMALL) if index},
+    **{
+        f"a part of small order {index}": encode(add(BASE, it))
+        for index, it in enumerate(SMALL)
+        if index
+    },
     **{f"y above p, by {more}": (P + more).to_bytes(32, "little") for more in range(19)},
     **{
         f"y above p, by {more}, and a sign": (TOP + P + more).to_bytes(32, "little")
@@ -138,7 +142,9 @@ class ForgedChain(Chain):
         """Append a checkpoint that is signed under the neutral element, by nobody's key."""
         self.number += 1
         following = Ed25519PrivateKey.generate()
-        seal = Seal(self.number, "interval", self.log, 60, following.public_key().public_bytes_raw())
+        seal = Seal(
+            self.number, "interval", self.log, 60, following.public_key().public_bytes_raw()
+        )
         start = cover(self.sequence + 1, self._body("checkpoint"))
         anybodys = (1).to_bytes(32, "little") + bytes(32)
         Ed25519PublicKey.from_public_bytes(encode(SMALL[0])).verify(anybodys, b"anything")
@@ -172,7 +178,9 @@ def test_signature_that_anybody_can_make_is_a_change(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["from the key", "from a kept checkpoint"])
-@pytest.mark.parametrize(("number", "good"), [(4, False), (2, False), (1, False), (0, False), (3, True)])
+@pytest.mark.parametrize(
+    ("number", "good"), [(4, False), (2, False), (1, False), (0, False), (3, True)]
+)
 def test_checkpoints_are_counted_without_a_gap(
     tmp_path: Path, number: int, *, good: bool, kept: bool
 ) -> None:
@@ -430,9 +438,7 @@ LINKS: dict[str, tuple[Any, Any, bool]] = {
 
 
 @pytest.mark.parametrize("name", LINKS)
-def test_newer_files_alone_go_on_from_what_their_first_line_says(
-    tmp_path: Path, name: str
-) -> None:
+def test_newer_files_alone_go_on_from_what_their_first_line_says(tmp_path: Path, name: str) -> None:
     change_hash, change_number, good = LINKS[name]
     chain = make_chain(50, files=1, closed=False)
     former, number = chain.head.hex(), chain.sequence

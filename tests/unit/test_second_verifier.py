@@ -216,9 +216,7 @@ def test_both_verify_without_retired_files(
         assert_agreed(Log(left, None, early), tmp_path / "log")
 
 
-def test_both_find_a_cut_end(
-    logs: dict[str, tuple[Files, bytes, str]], tmp_path: Path
-) -> None:
+def test_both_find_a_cut_end(logs: dict[str, tuple[Files, bytes, str]], tmp_path: Path) -> None:
     files, key, _ = logs["rotated, killed and recovered"]
     newest = list_checkpoints(files)[-1:]
     *earlier, last = files
@@ -331,7 +329,9 @@ def test_both_take_records_that_fit_for_what_they_are(
     files, key, _ = logs[name]
     (only,) = files
     last = parse_line(files[only].splitlines()[-1])
-    covered = cover(last.sequence + 1, b'"id":"f","time":"%b","event":"access.approve"' % T.encode())
+    covered = cover(
+        last.sequence + 1, b'"id":"f","time":"%b","event":"access.approve"' % T.encode()
+    )
     forged = encode_line(covered, hash_record(last.hash, covered))
     found = assert_agreed(Log({only: files[only] + forged}, key), tmp_path / "log")
     assert found["integrity"] == ("changed" if name == "stopped" else "intact")
