@@ -30,7 +30,9 @@ def is_valid(value: Any, schema: Any = SCHEMA) -> bool:
     return all(_meets(value, word, said, schema) for word, said in schema.items())
 
 
-def _meets(value: Any, word: str, said: Any, schema: dict[str, Any]) -> bool:  # noqa: PLR0911
+def _meets(  # noqa: C901, PLR0911  (one line for each word of JSON Schema)
+    value: Any, word: str, said: Any, schema: dict[str, Any]
+) -> bool:
     match word:
         case "$ref":
             return is_valid(value, SCHEMA["$defs"][said.removeprefix("#/$defs/")])
@@ -68,7 +70,7 @@ def _fits_text(value: str, word: str, said: Any) -> bool:
         assert said.startswith("^")
         assert said.endswith("$")
         return re.fullmatch(said[1:-1], value, re.ASCII) is not None
-    return len(value) >= said if word == "minLength" else len(value) <= said
+    return bool(len(value) >= said if word == "minLength" else len(value) <= said)
 
 
 def _fits_object(value: dict[str, Any], word: str, said: Any, schema: dict[str, Any]) -> bool:

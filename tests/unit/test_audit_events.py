@@ -10,9 +10,9 @@ import ast
 import re
 from pathlib import Path
 
-import keyside_sidecar
 from tests.unit.record_schema import SCHEMA
 
+import keyside_sidecar
 from keyside_sidecar.audit.records import OWN_EVENTS, SERVICE_EVENTS
 from keyside_sidecar.rpc.methods import METHODS
 
@@ -54,13 +54,13 @@ class Gatherer(ast.NodeVisitor):
         }
         self.visit(tree)
 
-    def visit_Dict(self, node: ast.Dict) -> None:  # noqa: N802
+    def visit_Dict(self, node: ast.Dict) -> None:
         for key, value in zip(node.keys, node.values, strict=True):
             if isinstance(key, ast.Constant) and key.value == "event":
                 self._take(value)
         self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> None:
         called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
         if called in WRITERS and node.args and (called == "append_own" or self._read(node.args[0])):
             self._take(node.args[0])
@@ -68,7 +68,7 @@ class Gatherer(ast.NodeVisitor):
             self._take(node.args[1])
         self.generic_visit(node)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         if node.name == "_name_turn":
             for part in ast.walk(node):
                 if isinstance(part, ast.Return) and part.value is not None:
@@ -76,7 +76,7 @@ class Gatherer(ast.NodeVisitor):
             return
         self.generic_visit(node)
 
-    def visit_Constant(self, node: ast.Constant) -> None:  # noqa: N802
+    def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, str) and FAMILY.fullmatch(node.value):
             self.found |= {node.value} - NO_EVENTS
 

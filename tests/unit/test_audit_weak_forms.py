@@ -264,7 +264,7 @@ SPELLINGS = {
     "an open array": (b',"context":["a"', False),
     "a comment": (b',/**/"key":"a"', False),
     "single quotes": (b",'key':\"a\"", False),
-    "an object closed twice": (b'}', False),
+    "an object closed twice": (b"}", False),
     "a second object": (b'}{"key":"a"', False),
     "the short escapes": (b',"key":"\\"\\\\\\b\\f\\n\\r\\t"', True),
     "a long escape for a short one": (b',"key":"\\u000a"', False),

@@ -26,8 +26,8 @@ from keyside_sidecar.custody import FileCustodian
 from keyside_sidecar.custody.root_key import RootKey
 from keyside_sidecar.errors import CustodyError
 from keyside_sidecar.store import Store
-from keyside_sidecar.store.backup import write_backup
 from keyside_sidecar.store.authentication import Authenticator, bind_material, encode_row
+from keyside_sidecar.store.backup import write_backup
 from keyside_sidecar.store.tables import metadata
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ try:
     runpy.run_path(path, run_name="__main__")
 except SystemExit as end:
     code = end.code
-ours = {"keyside", "keyside_sidecar", "sqlalchemy", "tests"} & {it.split(".")[0] for it in sys.modules}
+names = {name.partition(".")[0] for name in sys.modules}
+ours = names & {"keyside", "keyside_sidecar", "sqlalchemy", "tests"}
 sys.exit(f"imported: {ours}" if ours else code)
 """
 
@@ -156,7 +157,7 @@ def list_columns() -> list[tuple[str, str]]:
         filled = {
             table.name
             for table in metadata.sorted_tables
-            if connection.execute(f"SELECT 1 FROM {table.name}").fetchone()  # noqa: S608
+            if connection.execute(f"SELECT 1 FROM {table.name}").fetchone()
         }
     assert {"store_meta", "keys", "key_versions", "access_requests", "access_uses"} <= filled
     return [
@@ -170,10 +171,10 @@ def list_columns() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("table", "column"), list_columns())
 def test_row_with_any_column_changed_is_refused(tmp_path: Path, table: str, column: str) -> None:
     path = copy_store("store_v3", tmp_path)
-    place = f"SELECT rowid FROM {table} ORDER BY rowid LIMIT 1"  # noqa: S608
+    place = f"SELECT rowid FROM {table} ORDER BY rowid LIMIT 1"
     changed = f"CASE typeof({column}) WHEN 'integer' THEN {column} + 1000 WHEN 'null' THEN 7 "
     changed += f"WHEN 'text' THEN {column} || 'x' ELSE CAST({column} || x'00' AS BLOB) END"
-    alter(path, f"UPDATE {table} SET {column} = {changed} WHERE rowid = ({place})")  # noqa: S608
+    alter(path, f"UPDATE {table} SET {column} = {changed} WHERE rowid = ({place})")
     with pytest.raises(Unsound):
         reader.read_versions(tmp_path / "root.key", path)
 
@@ -190,8 +191,8 @@ ALTERED = {
     ],
     "a version under another number": ["UPDATE key_versions SET number = 9 WHERE number = 1"],
     "two versions' material exchanged": [
-        "UPDATE key_versions SET wrapped = (SELECT wrapped FROM key_versions o WHERE o.number = 2 "
-        "AND o.key_name = key_versions.key_name) WHERE number = 1"
+        "UPDATE key_versions SET wrapped = (SELECT o.wrapped FROM key_versions o WHERE "
+        "o.number = 2 AND o.key_name = key_versions.key_name) WHERE number = 1"
     ],
     "an integer that became a fraction": ["UPDATE keys SET created_at = created_at + 0.5"],
     "an integer that became a text": ["UPDATE store_time SET tick = 'x'"],
@@ -229,7 +230,7 @@ def test_older_rows_put_back_are_refused(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("DELETE FROM key_versions")
         marks = ", ".join("?" * len(former[0]))
-        connection.executemany(f"INSERT INTO key_versions VALUES ({marks})", former)  # noqa: S608
+        connection.executemany(f"INSERT INTO key_versions VALUES ({marks})", former)
         connection.commit()
     with pytest.raises(Unsound, match="the versions of mail-credentials"):
         reader.read_versions(tmp_path / "root.key", path)

@@ -108,64 +108,76 @@ def append(scene: Scene, *records: dict[str, Any]) -> None:
             file.write(encode_line(covered, head))
 
 
-def make_logs(directory: Path) -> dict[str, tuple[Files, bytes, str]]:
-    """Return one real log at every stage: its files, its key, and how it ends."""
-    scene = Scene.make(directory, checkpoint_every_s=0.1)
-    key = scene.public_key
-    logs: dict[str, tuple[Files, bytes, str]] = {}
+class Writer:
+    """A recorder, and what is done to its log between two runs."""
 
-    def note(name: str, completeness: str) -> None:
-        logs[name] = read_files(scene), key, completeness
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.scene = Scene.make(directory, checkpoint_every_s=0.1)
 
-    def append_raw(data: bytes) -> None:
-        with scene.audit.path.open("ab") as file:
+    def stop(self, **audit: Any) -> None:
+        """Have it run, and end properly."""
+        self._run(**audit)
+        assert self.scene.stop() == 0
+
+    def kill(self, **audit: Any) -> None:
+        """Have it run, and kill it."""
+        self._run(**audit)
+        self.scene.kill()
+
+    def _run(self, **audit: Any) -> None:
+        if audit:
+            self.scene.config = make_config(self.directory, **audit)
+        self.scene.start()
+        asyncio.run(work(self.scene))
+
+    def add(self, data: bytes) -> None:
+        """Append bytes to the log."""
+        with self.scene.audit.path.open("ab") as file:
             file.write(data)
 
-    def run(*, kill: bool = False, **audit: Any) -> None:
-        if audit:
-            scene.config = make_config(directory, **audit)
-        scene.start()
-        asyncio.run(work(scene))
-        if kill:
-            scene.kill()
-        else:
-            assert scene.stop() == 0
+    def forge(self, record: dict[str, Any]) -> None:
+        """Append a record that fits the chain."""
+        append(self.scene, record)
 
+    def rotate(self) -> None:
+        """Have it write many files, and be killed between."""
+        self.stop(checkpoint_every_s=0.05, rotate_every_s=0.1)
+        self.kill()
+
+
+# One log, from one stage to the next: what is done, and how the log ends then.
+STAGES: list[tuple[str, Callable[[Writer], object], str]] = [
+    ("fresh", lambda _: None, "open-ended"),
+    ("stopped", Writer.stop, "closed"),
+    ("stopped and continued", Writer.stop, "closed"),
+    ("killed", Writer.kill, "open-ended"),
+    ("recovered", Writer.stop, "closed"),
+    ("half a line after a proper end", lambda it: it.add(b'{"v":1,"seq":'), "open-ended"),
+    ("recovered from half a line", Writer.stop, "closed"),
+    ("killed as it started", lambda it: it.forge({"event": "run.start"}), "open-ended"),
+    ("recovered from that", Writer.stop, "closed"),
+    ("killed again", Writer.kill, "open-ended"),
+    ("a long end without a line", lambda it: it.add(b"x" * 200_000), "open-ended"),
+    ("recovered from a long end", Writer.stop, "closed"),
+    ("killed a third time", Writer.kill, "open-ended"),
+    ("a record that fits", lambda it: it.forge(action_record("intent")), "open-ended"),
+    ("recovered with that record", Writer.stop, "closed"),
+    ("several files, and killed", Writer.rotate, "open-ended"),
+    ("several files", Writer.stop, "closed"),
+]
+
+
+def make_logs(directory: Path) -> dict[str, tuple[Files, bytes, str]]:
+    """Return one real log at every stage: its files, its key, and how it ends."""
+    writer = Writer(directory)
+    logs: dict[str, tuple[Files, bytes, str]] = {}
     try:
-        note("fresh", "open-ended")
-        run()
-        note("stopped", "closed")
-        run()
-        note("stopped and continued", "closed")
-        run(kill=True)
-        note("killed", "open-ended")
-        run()
-        note("killed and recovered", "closed")
-        append_raw(b'{"v":1,"seq":')
-        note("half a line after a proper end", "open-ended")
-        run()
-        note("half a line after a proper end, recovered", "closed")
-        append(scene, {"event": "run.start"})
-        note("killed while it started", "open-ended")
-        run()
-        note("killed while it started, recovered", "closed")
-        run(kill=True)
-        append_raw(b"x" * 200_000)
-        note("a long end without a line", "open-ended")
-        run()
-        note("a long end without a line, recovered", "closed")
-        run(kill=True)
-        append(scene, action_record("intent"))
-        note("killed, and a record that fits", "open-ended")
-        run()
-        note("killed, and a record that fits, recovered", "closed")
-        run(checkpoint_every_s=0.05, rotate_every_s=0.1)
-        run(kill=True)
-        note("rotated and killed", "open-ended")
-        run()
-        note("rotated, killed and recovered", "closed")
+        for name, act, completeness in STAGES:
+            act(writer)
+            logs[name] = read_files(writer.scene), writer.scene.public_key, completeness
     finally:
-        scene.end()
+        writer.scene.end()
     return logs
 
 
@@ -199,7 +211,7 @@ def test_both_find_every_real_log_as_it_was_written(
 def test_both_verify_without_retired_files(
     logs: dict[str, tuple[Files, bytes, str]], tmp_path: Path
 ) -> None:
-    files, key, _ = logs["rotated, killed and recovered"]
+    files, key, _ = logs["several files"]
     assert len(files) > 3
     names = list(files)
     for gone in (1, len(names) // 2, len(names) - 1):
@@ -217,7 +229,7 @@ def test_both_verify_without_retired_files(
 
 
 def test_both_find_a_cut_end(logs: dict[str, tuple[Files, bytes, str]], tmp_path: Path) -> None:
-    files, key, _ = logs["rotated, killed and recovered"]
+    files, key, _ = logs["several files"]
     newest = list_checkpoints(files)[-1:]
     *earlier, last = files
     choices = random.Random(1)
@@ -228,12 +240,33 @@ def test_both_find_a_cut_end(logs: dict[str, tuple[Files, bytes, str]], tmp_path
         assert assert_agreed(Log(cut, key, newest), tmp_path / "log")["completeness"] == "cut"
 
 
+def test_both_say_closed_of_an_end_that_lost_records(tmp_path: Path) -> None:
+    chain = make_chain(50, files=1, closed=False)
+    chain.append("audit.failed", outcome="failed", reason="AUDIT_NO_SPACE")
+    chain.append("audit.restored", outcome="ok", details={"lost": 7, "refused_actions": 2})
+    chain.append("run.end", outcome="failed", details={"lost": 12})
+    chain.seal("stop")
+    found = assert_agreed(Log(name_files(chain.files), chain.public_key), tmp_path / "log")
+    assert (found["integrity"], found["completeness"]) == ("intact", "closed")
+
+
+def test_log_of_an_earlier_release_is_verified_for_ever(tmp_path: Path) -> None:
+    """It was written before lines were held to the forms that they are held to now."""
+    place = ROOT / "tests/vectors/audit_v1"
+    known = json.loads((place / "known.json").read_text("ascii"))
+    files = {path.name: path.read_bytes() for path in sorted(place.glob("*.jsonl"))}
+    key = bytes.fromhex(known["public_key"])
+    found = assert_agreed(Log(files, key, [known["checkpoint"].encode()]), tmp_path / "log")
+    assert (found["integrity"], found["authenticated"]) == ("intact", True)
+    assert {name: found[name] for name in known["found"]} == known["found"]
+
+
 # --- changes
 
 
 @pytest.fixture(scope="module")
 def chain() -> Chain:
-    return make_chain(2800)
+    return make_chain(1900, files=3)
 
 
 def name_files(files: list[list[bytes]]) -> Files:

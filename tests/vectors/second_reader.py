@@ -269,7 +269,7 @@ class Store:
         self.tables = tables
         check(len(tables["store_meta"]) == 1, "the store's own row")
         self.meta = tables["store_meta"][0]
-        needed = self.meta["root_key_id"]
+        needed = text(self.meta, "root_key_id")
         check(needed == name_root_key(root_key).hex(), f"the root key {needed} is needed")
         store_id = self.meta["store_id"]
         check(isinstance(store_id, bytes) and len(store_id) == 16, "the store's id")
@@ -341,7 +341,7 @@ class Store:
 
     def check_key(self, key: Row, versions: list[Row]) -> None:
         """Check the set of a key's versions, and their states."""
-        what = f"the versions of {key['name']}"
+        what = f"the versions of {text(key, 'name')}"
         self.check_set(key["versions_digest"], versions, what)
         numbers = sorted(number(row, "number") for row in versions)
         check(numbers == list(range(1, number(key, "last_number") + 1)), what)
@@ -406,7 +406,7 @@ def read_sqlite(path: Path) -> Tables:
         query = "SELECT name FROM sqlite_master WHERE type = 'table'"
         there = {row["name"] for row in database.execute(query)}
         return {
-            table: [dict(row) for row in database.execute(f"SELECT * FROM {table}")]  # noqa: S608
+            table: [dict(row) for row in database.execute(f"SELECT * FROM {table}")]
             for table in TABLES
             if table in there
         }

@@ -15,14 +15,16 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 LONGEST = 33_792
 DEEPEST = 32
@@ -37,7 +39,7 @@ NUMBER = re.compile(r"0|-?[1-9][0-9]*")
 WORDS = {"true": True, "false": False, "null": None}
 DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 GAP = {"log.continued", "run.start", "run.recovered", "audit.failed"}
-SEAL = "number kind log every_s next_key store_id store_generation signature".split()
+SEAL = ["number", "kind", "log", "every_s", "next_key", "store_id", "store_generation", "signature"]
 P = 2**255 - 19
 L = 2**252 + 27742317777372353535851937790883648493
 D = -121665 * pow(121666, -1, P) % P
@@ -195,7 +197,10 @@ def is_time(value: Any) -> bool:
 
 def read_seal(record: Record) -> dict[str, Any]:
     """Return a checkpoint's details, if it has the form that one has."""
-    require(list(record.fields) == "v seq id time event details hash".split(), "other fields")
+    require(
+        list(record.fields) == ["v", "seq", "id", "time", "event", "details", "hash"],
+        "other fields",
+    )
     seal = record.fields["details"]
     require(isinstance(seal, dict) and list(seal) == SEAL, "other details")
     assert isinstance(seal, dict)

@@ -3,10 +3,10 @@
     {"v":1,"seq":N,<body>,"hash":"<64 hexadecimal digits>"}
 
 A line is one JSON object in the one form that Python's ``json.dumps`` gives it with separators
-``,`` and ``:`` (so ASCII, no spaces, no name twice), whose numbers are integers of 64 bits and which
-is nested no deeper than :data:`MAX_DEPTH`. Its hash is SHA-256 over a fixed prefix, the
-former line's hash (32 zero bytes before the first line) and the line's own bytes up to and not
-including ``,"hash":"``. ``docs/audit.md`` and ``docs/audit-record.schema.json`` describe the body.
+``,`` and ``:`` (so ASCII, no spaces, no name twice). Its numbers are integers of 64 bits, and it is
+nested no deeper than :data:`MAX_DEPTH`. Its hash is SHA-256 over a fixed prefix, the former line's
+hash (32 zero bytes before the first line) and the line's own bytes up to and not including
+``,"hash":"``. ``docs/audit.md`` and ``docs/audit-record.schema.json`` describe the body.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Public keys of checkpoints: 32 bytes that are one point of Ed25519's prime-order group.
 
-RFC 8032 leaves it to a verifier which other encodings it takes, and libraries differ. A key of small
-order lets anybody sign; one with a part of small order is taken by some verifiers where others
-refuse; and a point may be written in more than one way. So a key is sound only if it is the one
-encoding (RFC 8032, 5.1.3: y below p, no sign where x is 0) of a point that the group's order L takes
-to the neutral element, and that is not the neutral element itself. Nothing here is secret.
+RFC 8032 leaves it to a verifier which other encodings it takes, and libraries differ. A key of
+small order lets anybody sign; one with a part of small order is taken by some verifiers where
+others refuse; and a point may be written in more than one way. So a key is sound only if it is the
+one encoding (RFC 8032, 5.1.3: y below p, no sign where x is 0) of a point that the group's order L
+takes to the neutral element, and that is not the neutral element itself. Nothing here is secret.
 """
 
 from __future__ import annotations

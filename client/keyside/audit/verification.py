@@ -338,6 +338,7 @@ def _read_former(line: Line) -> bytes | None:
     if line.event != "log.continued" or not isinstance(details, dict):
         return None
     former, sequence = details.get("previous_hash"), details.get("previous_sequence")
-    is_hash = isinstance(former, str) and _HASH.fullmatch(former)
     is_next = is_plain_number(sequence) and sequence == line.sequence - 1
-    return bytes.fromhex(former) if is_hash and is_next else None
+    if not is_next or not isinstance(former, str) or not _HASH.fullmatch(former):
+        return None
+    return bytes.fromhex(former)
