@@ -191,8 +191,10 @@ ALTERED = {
     ],
     "a version under another number": ["UPDATE key_versions SET number = 9 WHERE number = 1"],
     "two versions' material exchanged": [
-        "UPDATE key_versions SET wrapped = (SELECT o.wrapped FROM key_versions o WHERE "
-        "o.number = 2 AND o.key_name = key_versions.key_name) WHERE number = 1"
+        (
+            "UPDATE key_versions SET wrapped = (SELECT o.wrapped FROM key_versions o WHERE "
+            "o.number = 2 AND o.key_name = key_versions.key_name) WHERE number = 1"
+        )
     ],
     "an integer that became a fraction": ["UPDATE keys SET created_at = created_at + 0.5"],
     "an integer that became a text": ["UPDATE store_time SET tick = 'x'"],
