@@ -92,7 +92,7 @@ FORGED = {
     "an accepted rollback": [outcome("store.rollback_accepted", STORE, 3)],
     "another store": [outcome("key.rotate", OTHER_STORE, 1), outcome("key.rotate", STORE, 3)],
     "a lower one": [outcome("key.rotate", STORE, 3)],
-    "nonsense": [outcome("key.rotate", STORE, -1), outcome("key.rotate", STORE, 10**4000)],
+    "nonsense": [outcome("key.rotate", STORE, -1), outcome("key.rotate", "?", 10**18)],
 }
 
 
@@ -118,6 +118,24 @@ def test_i10_what_is_not_sealed_never_lowers_the_generation(
     # After a closed run nothing of it is taken; otherwise it is told how much was.
     assert recovered["details"]["unsealed"] >= (0 if closed else len(forged))
     assert scene.verify().fault is None
+
+
+@pytest.mark.parametrize("number", [2**63, 10**4000, 1.5, -(2**63)])
+def test_i10_line_with_another_number_than_a_record_has_is_cut_off(
+    scene: Scene, number: float
+) -> None:
+    """It fits the chain, and no verifier would read it."""
+    scene.start()
+    work(scene, generation=500)
+    asyncio.run(seal(scene))
+    scene.kill()
+    append(scene, outcome("key.rotate", STORE, number))  # type: ignore[arg-type]
+    scene.start()
+    assert work(scene) == (STORE, 500)
+    assert scene.stop() == 0
+    (recovered,) = scene.find("run.recovered")
+    assert recovered["details"]["kept_as"]
+    assert scene.verify().completeness is Completeness.CLOSED
 
 
 async def seal(scene: Scene) -> None:

@@ -15,11 +15,13 @@ SEAL = {"number", "kind", "log", "every_s", "next_key", "signature"}
 
 def test_schema_knows_every_field_and_detail_and_no_other() -> None:
     schema = json.loads((DOCS / "audit-record.schema.json").read_text())
-    fields = schema["properties"]
+    fields, parts = schema["properties"], schema["$defs"]
     assert set(fields) == FIELDS | {"v", "seq", "hash"}
     assert set(fields["caller"]["properties"]) == CALLER
-    assert set(fields["details"]["properties"]) == DETAILS | SEAL
-    assert schema["additionalProperties"] is False
+    assert set(parts["details"]["properties"]) == DETAILS
+    assert set(parts["checkpoint"]["properties"]) == SEAL | {"store_id", "store_generation"}
+    for part in (schema, fields["caller"], parts["details"], parts["checkpoint"]):
+        assert part["additionalProperties"] is False
 
 
 def test_documentation_describes_every_field() -> None:

@@ -26,7 +26,7 @@ RECORD: dict[str, Any] = {
         "uid": 4000,
         "gid": 0,
         "account": "mail svc",
-        "login_uid": -1,
+        "login_uid": 4001,
         "exe": "/x",
     },
     "key": "mail-credentials",
@@ -39,7 +39,8 @@ BODY = build_body(RECORD, IDENTITY, TIME, WORKER).encode()
 
 TEXTS = st.text(max_size=12)
 PLAIN = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"\\'))
-NUMBERS = st.integers(min_value=-(10**18) + 1, max_value=10**18 - 1)
+NUMBERS = st.integers(min_value=0, max_value=10**9 - 1)
+DIGESTS = st.binary(min_size=32, max_size=32).map(bytes.hex)
 
 
 @st.composite
@@ -52,7 +53,7 @@ def records(draw: st.DrawFn, texts: st.SearchStrategy[str]) -> dict[str, Any]:
         "event": draw(st.sampled_from(["encryption.encrypt", "encryption.decrypt"])),
         "caller": caller,
         "key": draw(texts),
-        "digest": draw(texts),
+        "digest": draw(DIGESTS),
         "version": draw(NUMBERS),
         "context": draw(st.none() | st.lists(texts, min_size=1, max_size=3)),
         "outcome": "ok",
@@ -112,7 +113,12 @@ def test_what_is_taken_of_a_changed_record_is_taken_slowly_too(
         (b'"uid":4000', b'"uid":-0'),
         (b'"uid":4000', b'"uid":4e3'),
         (b'"uid":4000', b'"uid":true'),
+        (b'"uid":4000', b'"uid":-4000'),
+        (b'"uid":4000', b'"uid":4000000000'),
         (b'"uid":4000', b'"uid":1000000000000000000'),
+        (b'"digest":"ab', b'"digest":"'),
+        (b'"digest":"ab', b'"digest":"AB'),
+        (b'"digest":"ab', b'"digest":"abab'),
         (b'"uid":4000', b'"uid":4000,"uid":4000'),
         (b'"uid":4000', b'"uid": 4000'),
         (b"mail svc", b"mail\\u0041svc"),
@@ -130,6 +136,8 @@ def test_what_is_taken_of_a_changed_record_is_taken_slowly_too(
         (b'"outcome":"ok"', b'"outcome":"refused"'),
         (b"T10:20", b"T24:20"),
         (b"2026-11-26", b"2026-13-26"),
+        (b"2026-11-26", b"2026-11-31"),
+        (b"2026-11-26", b"2026-02-29"),
         (b'"worker":77', b'"worker":77\n'),
         (b'"worker":77', b'"worker":77,"worker":78'),
         (b'"id":"0123456789ab-1f"', b'"id":""'),

@@ -27,23 +27,29 @@ from keyside.audit.findings import (
 from keyside.audit.lines import (
     FIRST_PREVIOUS,
     MAX_BODY_BYTES,
+    MAX_DEPTH,
     MAX_LINE_BYTES,
+    MAX_NUMBER,
     Line,
     cover,
     encode_json,
     encode_line,
     hash_record,
+    is_plain_number,
     parse_line,
     parse_object,
     parse_sequence,
     require_fields,
 )
+from keyside.audit.public_keys import is_sound_key
 from keyside.audit.verification import verify_log
 
 __all__ = [
     "FIRST_PREVIOUS",
     "MAX_BODY_BYTES",
+    "MAX_DEPTH",
     "MAX_LINE_BYTES",
+    "MAX_NUMBER",
     "START_EVENTS",
     "Anchor",
     "Change",
@@ -60,6 +66,8 @@ __all__ = [
     "encode_line",
     "hash_record",
     "is_generation",
+    "is_plain_number",
+    "is_sound_key",
     "name_log",
     "parse_checkpoint",
     "parse_line",

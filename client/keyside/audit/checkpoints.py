@@ -23,13 +23,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from keyside.audit.lines import Line, encode_json, parse_line
+from keyside.audit.public_keys import is_sound_key
 from keyside.errors import MalformedRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 KINDS: Final = frozenset({"start", "interval", "rotation", "stop"})
-PUBLIC_KEY_LENGTH: Final = 32
 # What may stand between the checkpoint that ends a run and the one that begins the next.
 START_EVENTS: Final = frozenset({"log.continued", "run.start", "run.recovered", "audit.failed"})
 
@@ -40,6 +40,12 @@ _KEY: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _LOG: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _STORE_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _MAX_COUNT: Final = 2**63 - 1
+# A checkpoint says this and nothing else, in this order.
+_FIELDS: Final = ("v", "seq", "id", "time", "event", "details", "hash")
+_DETAILS: Final = (
+    *("number", "kind", "log", "every_s", "next_key", "store_id", "store_generation"),
+    "signature",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ class Seal:
     """What a checkpoint says.
 
     Args:
-        number: Counts checkpoints, from 1.
+        number: Counts the log's checkpoints, from 1, without a gap.
         kind: Why it was made: one of :data:`KINDS`.
         log: Names the log: see :func:`name_log`.
         every_s: How often a checkpoint is made at least, in whole seconds.
@@ -80,12 +86,14 @@ class Checkpoint:
     signature: bytes
 
     def is_signed_by(self, public_key: bytes, previous: bytes) -> bool:
-        """Return whether the signature is right.
+        """Return whether the signature is right; one by a key that is not sound never is.
 
         Args:
             public_key: 32 bytes: what the former checkpoint names.
             previous: The former line's hash.
         """
+        if not is_sound_key(public_key):
+            return False
         signed = _DOMAIN + previous + self.line.covered[:-_SIGNATURE_LENGTH]
         try:
             Ed25519PublicKey.from_public_bytes(public_key).verify(self.signature, signed)
@@ -136,22 +144,27 @@ def read_checkpoint(line: Line) -> Checkpoint:
         raise MalformedRecord("is no checkpoint")
     store_id, generation = details.get("store_id"), details.get("store_generation")
     sound = (
-        _is_count(details.get("number"))
-        and details.get("kind") in KINDS
-        and _is_text(details.get("log"), _LOG)
-        and _is_count(details.get("every_s"))
-        and _is_text(details.get("next_key"), _KEY)
+        tuple(line.fields) == _FIELDS
+        and tuple(details) == _DETAILS
+        and _is_count(details["number"], least=1)
+        and _is_kind(details["kind"])
+        and _is_text(details["log"], _LOG)
+        and _is_count(details["every_s"], least=1)
+        and _is_text(details["next_key"], _KEY)
         and ((store_id is None and generation is None) or is_generation(store_id, generation))
-        and details.get("signature") == tail[1].decode()
+        and details["signature"] == tail[1].decode()
     )
     if not sound:
         raise MalformedRecord("is a checkpoint that does not say what one must say")
+    next_key = bytes.fromhex(details["next_key"])
+    if not is_sound_key(next_key):
+        raise MalformedRecord("is a checkpoint that names a key which anybody could sign with")
     seal = Seal(
         details["number"],
         details["kind"],
         details["log"],
         details["every_s"],
-        bytes.fromhex(details["next_key"]),
+        next_key,
         store_id,
         generation,
     )
@@ -176,15 +189,22 @@ def parse_public_key(text: str) -> bytes:
     """Return a public key's 32 bytes from its 64 hexadecimal digits.
 
     Raises:
-        MalformedRecord: It isn't of that form.
+        MalformedRecord: It isn't of that form, or no sound key.
     """
     if not _KEY.fullmatch(text.lower()):
         raise MalformedRecord("is not 64 hexadecimal digits")
-    return bytes.fromhex(text)
+    key = bytes.fromhex(text)
+    if not is_sound_key(key):
+        raise MalformedRecord("is a key that no log has: anybody could sign with it")
+    return key
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value <= _MAX_COUNT
+def _is_count(value: object, *, least: int = 0) -> bool:
+    return type(value) is int and least <= value <= _MAX_COUNT
+
+
+def _is_kind(value: object) -> bool:
+    return isinstance(value, str) and value in KINDS
 
 
 def _is_text(value: object, form: re.Pattern[str]) -> bool:

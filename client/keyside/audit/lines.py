@@ -3,9 +3,10 @@
     {"v":1,"seq":N,<body>,"hash":"<64 hexadecimal digits>"}
 
 A line is one JSON object in the one form that Python's ``json.dumps`` gives it with separators
-``,`` and ``:`` (so ASCII, no spaces, no name twice). Its hash is SHA-256 over a fixed prefix, the
-former line's hash (32 zero bytes before the first line) and the line's own bytes up to and not
-including ``,"hash":"``. ``docs/audit.md`` and ``docs/audit-record.schema.json`` describe the body.
+``,`` and ``:`` (so ASCII, no spaces, no name twice). Its numbers are integers of 64 bits, and it is
+nested no deeper than :data:`MAX_DEPTH`. Its hash is SHA-256 over a fixed prefix, the former line's
+hash (32 zero bytes before the first line) and the line's own bytes up to and not including
+``,"hash":"``. ``docs/audit.md`` and ``docs/audit-record.schema.json`` describe the body.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES: Final = 32 * 1024
 MAX_LINE_BYTES: Final = 33 * 1024
+MAX_NUMBER: Final = 2**63 - 1
+# Of arrays and objects in each other, the line itself among them.
+MAX_DEPTH: Final = 32
 FIRST_PREVIOUS: Final = bytes(32)
 
 _DOMAIN: Final = b"keyside/v1/audit-record\x00"
@@ -30,14 +34,19 @@ _HASHER: Final = hashlib.sha256(_DOMAIN)
 _HEAD: Final = re.compile(rb'\{"v":1,"seq":([1-9][0-9]{0,17}),"id":"')
 _TAIL: Final = re.compile(rb',"hash":"([0-9a-f]{64})"\}')
 _TAIL_LENGTH: Final = 9 + 64 + 2
+# A time that there is: no 30th of February, and a 29th in leap years only.
+_DAY: Final = (
+    r"(?!0000)(?:[0-9]{4}-(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])"
+    r"|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)"
+    r"|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
+)
 TIME: Final = re.compile(
-    r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
-    r"T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6}Z",
+    _DAY + r"T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6}Z",
     re.ASCII,
 )
-_EVENT: Final = re.compile(r"[a-z0-9_]+(?:\.[a-z0-9_]+)*", re.ASCII)
+EVENT: Final = re.compile(r"[a-z0-9_]+(?:\.[a-z0-9_]+)*", re.ASCII)
 _ID: Final = re.compile(r".{1,100}", re.DOTALL)
-_NEEDED: Final = (("id", _ID), ("time", TIME), ("event", _EVENT))
+_NEEDED: Final = (("id", _ID), ("time", TIME), ("event", EVENT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +158,10 @@ def parse_object(data: bytes) -> dict[str, Any]:
         fields = _DECODER.decode(text)
         same = _ENCODER.encode(fields) == text
     except (ValueError, RecursionError, TypeError):
-        raise MalformedRecord("is no JSON object in ASCII") from None
+        raise MalformedRecord("is no JSON object in ASCII, with integers of 64 bits") from None
+    # (Most lines have fewer brackets than may be in each other.)
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_deeper(fields, MAX_DEPTH):
+        raise MalformedRecord(f"is nested more than {MAX_DEPTH} deep")
     if not isinstance(fields, dict) or not same:
         # A name that stands there twice is lost on the way through a dictionary, too.
         raise MalformedRecord("is not written as a record is")
@@ -162,9 +174,36 @@ def parse_sequence(data: bytes) -> int | None:
     return int(head[1]) if head is not None else None
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(name)
+def is_plain_number(value: object) -> bool:
+    """Return whether ``value`` is a number that a line may hold: an integer of 64 bits."""
+    return type(value) is int and -MAX_NUMBER <= value <= MAX_NUMBER
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Return whether arrays and objects stand more than ``depth`` deep in each other."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(depth):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+    return bool(level)
+
+
+def _take_integer(digits: str) -> int:
+    value = int(digits)
+    if not is_plain_number(value):
+        raise ValueError("no integer of 64 bits")
+    return value
+
+
+def _refuse(text: str) -> NoReturn:
+    raise ValueError(text)
 
 
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_DECODER: Final = json.JSONDecoder(
+    parse_int=_take_integer, parse_float=_refuse, parse_constant=_refuse
+)

@@ -14,6 +14,7 @@ inserted, also where a later checkpoint seals it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
@@ -29,7 +30,7 @@ from keyside.audit.findings import (
     Place,
     Verification,
 )
-from keyside.audit.lines import FIRST_PREVIOUS, Line, parse_line
+from keyside.audit.lines import FIRST_PREVIOUS, Line, is_plain_number, parse_line
 from keyside.audit.walk import Piece, arrange, walk
 from keyside.errors import MalformedRecord
 
@@ -40,6 +41,7 @@ _LATE_INTERVALS: Final = 3
 _LATE_S: Final = 60
 _PROGRESS_EVERY: Final = 1 << 14
 _NO_ANCHOR: Final = Anchor()
+_HASH: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 def verify_log(
@@ -83,6 +85,8 @@ class _Verifier:
         self._is_key_anchored = False
         self._key: bytes | None = None
         self._log: str | None = name_log(anchor.public_key) if anchor.public_key else None
+        # The number that the next checkpoint must have, once one is known.
+        self._number: int | None = None
         self._authenticated = False
         self._previous = FIRST_PREVIOUS
         self._warnings: list[str] = []
@@ -109,8 +113,9 @@ class _Verifier:
             line = parse_line(piece.data)
         except MalformedRecord as error:
             return self._fault(piece, "a record", f"a line that {error}")
-        fault = None if self.expected else self._begin(piece, line)
-        fault = fault or self._check_link(piece, line) or self._check_known(piece, line)
+        if not self.expected:
+            self._begin(line)
+        fault = self._check_link(piece, line) or self._check_known(piece, line)
         fault = fault or self._check_start(piece, line) or self._check_seal(piece, line)
         if fault is None:
             self._accept(piece, line)
@@ -125,36 +130,32 @@ class _Verifier:
             return self._fault(piece, "a hash that fits", "a hash that does not fit")
         return None
 
-    def _begin(self, piece: Piece, line: Line) -> Fault | None:
+    def _begin(self, line: Line) -> None:
         """Find out how the first line hangs together with what is known of the log."""
         self.expected = self._first = line.sequence
         if line.sequence == 1:
             self._key = self._anchor.public_key
             self._is_key_anchored = self._key is not None
-            return None
+            self._number = 1
+            return
         earlier = [sequence for sequence in self._known if sequence < line.sequence]
         if earlier:
             checkpoint = self._known[max(earlier)][0]
             self.expected = checkpoint.line.sequence + 1
             self._previous = checkpoint.line.hash
             self._key = checkpoint.seal.next_key
+            self._number = checkpoint.seal.number + 1
             self._is_key_anchored = True
             self._log = self._log or checkpoint.seal.log
-            return None
-        details = line.fields.get("details")
-        former = details.get("previous_hash") if isinstance(details, dict) else None
-        is_link = line.event == "log.continued" and isinstance(former, str)
-        if (self._anchor.public_key is not None and not self._known) or not is_link:
+            return
+        former = _read_former(line)
+        if (self._anchor.public_key is not None and not self._known) or former is None:
             self.expected = 1
-            return None  # found to be out of sequence
-        try:
-            self._previous = bytes.fromhex(former or "")
-        except ValueError:
-            return self._fault(piece, "the former file's hash", "no hash")
+            return  # found to be out of sequence
+        self._previous = former
         self._warnings.append(
             f"the files begin with record {line.sequence}: nothing is said about earlier ones"
         )
-        return None
 
     def _check_known(self, piece: Piece, line: Line) -> Fault | None:
         """Check that a checkpoint that was kept elsewhere is in its place."""
@@ -196,6 +197,13 @@ class _Verifier:
                 f"one of the log {checkpoint.seal.log}",
                 sealed=True,
             )
+        if self._number not in {None, checkpoint.seal.number}:
+            return self._fault(
+                piece,
+                f"checkpoint number {self._number}",
+                f"checkpoint number {checkpoint.seal.number}",
+                sealed=True,
+            )
         if self._key is not None and not checkpoint.is_signed_by(self._key, self._previous):
             return self._fault(
                 piece,
@@ -207,6 +215,7 @@ class _Verifier:
         self._authenticated = self._is_key_anchored
         self._log = checkpoint.seal.log
         self._key = checkpoint.seal.next_key
+        self._number = checkpoint.seal.number + 1
         self._last_checkpoint = checkpoint
         self._checkpoints += 1
         return None
@@ -321,3 +330,15 @@ class _Verifier:
                 f"the last checkpoint is {late_s:,.0f} s older than the last record, and one is "
                 f"made every {last.seal.every_s} s: later ones may have been removed"
             )
+
+
+def _read_former(line: Line) -> bytes | None:
+    """Return the hash that a file's first line says it goes on from; None where it says none."""
+    details = line.fields.get("details")
+    if line.event != "log.continued" or not isinstance(details, dict):
+        return None
+    former, sequence = details.get("previous_hash"), details.get("previous_sequence")
+    is_next = is_plain_number(sequence) and sequence == line.sequence - 1
+    if not is_next or not isinstance(former, str) or not _HASH.fullmatch(former):
+        return None
+    return bytes.fromhex(former)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from typing import TYPE_CHECKING, Any, Final
 
-from keyside.audit import MAX_BODY_BYTES, encode_json
+from keyside.audit import MAX_BODY_BYTES, MAX_DEPTH, MAX_NUMBER, encode_json, is_plain_number
 from keyside_sidecar.log import event
 
 if TYPE_CHECKING:
@@ -78,16 +79,22 @@ OWN_EVENTS: Final = frozenset(
     {"checkpoint", "run.start", "run.end", "run.recovered", "log.continued"}
 )
 
-# What is no text.
-_TYPES: Final[dict[str, type]] = {
-    **dict.fromkeys(("version", "count", "worker", "pid", "uid", "gid", "login_uid"), int),
-    **dict.fromkeys(("caller", "details"), dict),
-    "context": list,
+# The numbers, and what each is at most; none is below 0. The schema says the same.
+_NUMBERS: Final = {
+    **dict.fromkeys(("pid", "worker"), 2**31 - 1),
+    **dict.fromkeys(("uid", "gid", "login_uid", "version"), 2**32 - 1),
+    "count": MAX_NUMBER,
+}
+_WORDS: Final = {
+    "phase": re.compile("intent|outcome"),
+    "outcome": re.compile("ok|partial|refused|failed"),
+    "digest": re.compile("[0-9a-f]{64}", re.ASCII),
 }
 _MAX_TEXT: Final = 2_000
-_MAX_NUMBER: Final = 2**63 - 1
 _MAX_ITEMS: Final = 200
 _MAX_DEPTH: Final = 4
+# Of what is taken as it is, in a record that is short; a line may be deeper.
+_PLAIN_DEPTH: Final = MAX_DEPTH // 2
 # What is shorter is not worth leaving out: its hash takes as much room.
 _LITTLE: Final = 100
 # A record that is shorter can't hold a text or a list that is too long.
@@ -116,7 +123,7 @@ def build_body(record: Mapping[str, object], identity: str, time: str, worker: i
         text = encode_json(fields)
     except (TypeError, ValueError, RecursionError):
         text = encode_json(_make_plain(fields))
-    if len(text) > _SURELY_SHORT:
+    if len(text) > _SURELY_SHORT or not _is_plain(fields.get("details"), _PLAIN_DEPTH):
         text = _shorten(fields, text)
     return f'"id":{encode_json(identity)},"time":{encode_json(time)},{text[1:-1]}'
 
@@ -127,7 +134,7 @@ def format_time(when: datetime) -> str:
 
 
 def is_listed(fields: Mapping[str, Any]) -> bool:
-    """Return whether a record says nothing but listed names, with values of their types."""
+    """Return whether a record says nothing but listed names, with values of their forms."""
     return (
         FIELDS.issuperset(fields)
         and _are_typed(fields)
@@ -142,10 +149,28 @@ def _are_typed(fields: Mapping[str, object]) -> bool:
 
 
 def _is_typed(name: str, value: object) -> bool:
-    wanted = _TYPES.get(name, str)
-    if wanted is int:
-        return type(value) is int and -_MAX_NUMBER <= value <= _MAX_NUMBER
-    return isinstance(value, wanted)
+    if name in _NUMBERS:
+        return type(value) is int and 0 <= value <= _NUMBERS[name]
+    if name in {"caller", "details"}:
+        return isinstance(value, dict)
+    if name == "context":
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, str) and (name not in _WORDS or _is_word(name, value))
+
+
+def _is_word(name: str, value: str) -> bool:
+    return _WORDS[name].fullmatch(value) is not None
+
+
+def _is_plain(value: object, depth: int) -> bool:
+    """Return whether JSON says ``value`` as it is, with no number that a line may not hold."""
+    if isinstance(value, dict):
+        return depth > 0 and all(
+            isinstance(name, str) and _is_plain(item, depth - 1) for name, item in value.items()
+        )
+    if isinstance(value, (list, tuple)):
+        return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
+    return value is None or isinstance(value, (str, bool)) or is_plain_number(value)
 
 
 def _leave_out(fields: dict[str, object]) -> dict[str, object]:
@@ -213,8 +238,8 @@ def _make_plain(value: Any, depth: int = 0) -> Any:
     """
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, int) and -_MAX_NUMBER <= value <= _MAX_NUMBER:
-        return value
+    if isinstance(value, int) and is_plain_number(int(value)):
+        return int(value)
     if isinstance(value, str):
         is_short = len(value) <= _MAX_TEXT
         return value if is_short else f"{value[:_MAX_TEXT]}… cut: {_commit(value)}"

@@ -12,15 +12,15 @@ from typing import Final
 
 from keyside.audit.lines import TIME
 
-# ASCII that JSON has no need to escape; and a number of at most 18 digits.
+# ASCII that JSON has no need to escape; and a number that is below every limit there is.
 _TEXT: Final = r'"[ !#-\[\]-~]*"'
-_NUMBER: Final = r"(?:0|-?[1-9][0-9]{0,17})"
+_NUMBER: Final = r"(?:0|[1-9][0-9]{0,8})"
 _SERVED: Final = re.compile(
     rf'"id":"([0-9a-f]{{1,32}}-[0-9a-f]{{1,32}})","time":"{TIME.pattern}",'
     r'"event":"encryption\.(?:encrypt|decrypt)",'
     rf'"caller":\{{"pid":{_NUMBER},"uid":{_NUMBER},"gid":{_NUMBER}'
     rf'(?:,"account":{_TEXT})?(?:,"login_uid":{_NUMBER})?(?:,"exe":{_TEXT})?\}},'
-    rf'"key":{_TEXT},"digest":{_TEXT},"version":{_NUMBER}'
+    rf'"key":{_TEXT},"digest":"[0-9a-f]{{64}}","version":{_NUMBER}'
     rf'(?:,"context":\[{_TEXT}(?:,{_TEXT})*\])?,"outcome":"ok",'
     rf'"worker":({_NUMBER})'.encode()
 )
