@@ -1,16 +1,16 @@
-"""Temporary files beside the files that they will replace, and what killed runs left of them.
+"""Temporary names beside the files that will be replaced, and what killed runs left under them.
 
-    made, locked → renamed over its target, or removed
-                 → left behind by a kill: nobody holds the lock, so the next run removes it
+    given, its file locked → renamed over its target, or removed
+                           → left behind by a kill: nobody holds the lock; the next run removes it
 
 The name alone tells such a file from data; the lock (flock, which ends with its process, however
-that ends) tells one that is being written from one that is left over.
+that ends) tells one that is being written from one that is left over. SQLite's files beside a
+temporary one have its name and an ending, and are locked by it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
@@ -19,15 +19,22 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-_NAME: Final = re.compile(r"\.keyside-[0-9a-f]{32}\.tmp", re.ASCII)
-_TRIES: Final = 8
+_NAME: Final = re.compile(r"(\.keyside-[0-9a-f]{32}\.tmp)(-journal|-wal|-shm)?", re.ASCII)
+_MAX_SWEPT: Final = 1024
+
+_swept: set[tuple[int, int, int]] = set()
 
 
 def is_temporary(name: str) -> bool:
     """Return whether a file of this name is one of ours, and so no data."""
     return _NAME.fullmatch(name) is not None
+
+
+def draw_name() -> str:
+    """Return a temporary name that nobody has."""
+    return f".keyside-{secrets.token_hex(16)}.tmp"
 
 
 def open_folder(path: str, *, within: int | None = None) -> int:
@@ -40,28 +47,20 @@ def open_folder(path: str, *, within: int | None = None) -> int:
     return os.open(path, flags, dir_fd=within)
 
 
-def create_temporary(folder: int, mode: int) -> tuple[int, str]:
-    """Return a new file's descriptor, locked, and its name.
+def sweep_folder(folder: int) -> None:
+    """Remove what killed runs left in a directory, once for each that this process writes to.
 
-    Args:
-        folder: The directory's descriptor.
-        mode: The file's mode, less the umask.
-
-    Raises:
-        OSError: It can't be made.
+    Once, because a program that writes a thousand files into a directory would list a thousand
+    names a thousand times.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    for _ in range(_TRIES):
-        name = f".keyside-{secrets.token_hex(16)}.tmp"
-        descriptor = os.open(name, flags, mode, dir_fd=folder)
-        try:
-            # Before it was locked, another run may have taken it for a leftover.
-            if _lock(descriptor) and os.fstat(descriptor).st_nlink > 0:
-                return descriptor, name
-        except OSError:  # no locks here: then nobody can lock it to remove it, either
-            return descriptor, name
-        os.close(descriptor)
-    raise OSError(errno.EAGAIN, "other runs keep removing the temporary file")
+    with contextlib.suppress(OSError):
+        status = os.fstat(folder)
+        key = (os.getpid(), status.st_dev, status.st_ino)
+        if key not in _swept:
+            if len(_swept) >= _MAX_SWEPT:
+                _swept.clear()
+            _swept.add(key)
+            remove_leftovers(folder, os.listdir(folder))
 
 
 def remove_leftovers(folder: int, names: Iterable[str]) -> None:
@@ -71,27 +70,28 @@ def remove_leftovers(folder: int, names: Iterable[str]) -> None:
         folder: The directory's descriptor.
         names: The names in it; all but temporary files' are passed over.
     """
-    for name in names:
-        if is_temporary(name):
+    found = [name for name in names if is_temporary(name)]
+    if not found:
+        return
+    with _holding(folder, fcntl.LOCK_EX) as alone:
+        for name in found:
             with contextlib.suppress(OSError):
-                _remove_leftover(folder, name)
+                if alone:
+                    _remove_leftover(folder, name)
 
 
-def _remove_leftover(folder: int, name: str) -> None:
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(name, flags, dir_fd=folder)
-    try:
-        status = os.fstat(descriptor)
-        ours = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
-        # A locked one may be renamed over its target at any moment; a name is never used again.
-        if ours and os.geteuid() in (0, status.st_uid) and _lock(descriptor):
-            os.unlink(name, dir_fd=folder)
-    finally:
-        os.close(descriptor)
+@contextlib.contextmanager
+def kept_unswept(folder: int) -> Iterator[bool]:
+    """Keep others from removing leftovers in a directory; says whether that could be done.
+
+    For the instant in which somebody's data may stand under a temporary name.
+    """
+    with _holding(folder, fcntl.LOCK_SH) as held:
+        yield held
 
 
-def _lock(descriptor: int) -> bool:
-    """Return whether the lock is ours now; False where somebody else has it.
+def lock(descriptor: int) -> bool:
+    """Return whether a file's lock is ours now; False where somebody else has it.
 
     Raises:
         OSError: There are no locks here.
@@ -101,3 +101,49 @@ def _lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def _holding(folder: int, kind: int) -> Iterator[bool]:
+    try:
+        fcntl.flock(folder, kind | fcntl.LOCK_NB)
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        fcntl.flock(folder, fcntl.LOCK_UN)
+
+
+def _remove_leftover(folder: int, name: str) -> None:
+    beside = _NAME.fullmatch(name)
+    assert beside is not None  # noqa: S101
+    if beside[2]:
+        _remove_side_file(folder, beside[1], name)
+        return
+    # A special file is not to be opened: that alone may do something.
+    if not _is_removable(os.stat(name, dir_fd=folder, follow_symlinks=False)):
+        return
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(name, flags, dir_fd=folder)
+    try:
+        # A locked one may be renamed over its target at any moment; a name is never used again.
+        if _is_removable(os.fstat(descriptor)) and lock(descriptor):
+            os.unlink(name, dir_fd=folder)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_side_file(folder: int, owner: str, name: str) -> None:
+    """Remove SQLite's file beside a temporary one that is gone."""
+    try:
+        os.stat(owner, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        if _is_removable(os.stat(name, dir_fd=folder, follow_symlinks=False)):
+            os.unlink(name, dir_fd=folder)
+
+
+def _is_removable(status: os.stat_result) -> bool:
+    ours = os.geteuid() in (0, status.st_uid)
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and ours

@@ -115,9 +115,10 @@ def _open(
 ) -> io.BufferedReader | SealedFileWriter:
     close_source = client.close if own else _keep
     if mode == "rb":
+        from keyside._descriptor_paths import open_input
         from keyside._sealed_input import SealedInput, open_small
 
-        sealed = SealedInput(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        sealed = SealedInput(open_input(path))
         try:
             if key is not None and sealed.header.key_name != key:
                 raise EnvelopeRejected
