@@ -108,8 +108,7 @@ def give_traits(descriptor: int, traits: FileTraits, *, widest: int = 0o7777) ->
     kept = Kept(give_owner(descriptor, traits.status))
     made = os.fstat(descriptor)
     own_group = made.st_gid == traits.status.st_gid
-    asked = stat.S_IMODE(traits.status.st_mode)
-    mode = asked & widest
+    mode = asked = stat.S_IMODE(traits.status.st_mode) & widest
     if made.st_uid != traits.status.st_uid:
         mode &= ~stat.S_ISUID
     wanted, wants_list = _parse_list(traits)
