@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import re
 import secrets
 import stat
+import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 
 _NAME: Final = re.compile(r"(\.keyside-[0-9a-f]{32}\.tmp)(-journal|-wal|-shm)?", re.ASCII)
 _MAX_SWEPT: Final = 1024
+_SWEEP_EVERY_S: Final = 60.0
 
-_swept: set[tuple[int, int, int]] = set()
+_swept_s: dict[tuple[int, int], float] = {}
 
 
 def is_temporary(name: str) -> bool:
@@ -48,18 +51,17 @@ def open_folder(path: str, *, within: int | None = None) -> int:
 
 
 def sweep_folder(folder: int) -> None:
-    """Remove what killed runs left in a directory, once for each that this process writes to.
+    """Remove what killed runs left in a directory, unless this process did so within the minute.
 
-    Once, because a program that writes a thousand files into a directory would list a thousand
-    names a thousand times.
+    A program that writes a thousand files into a directory would list a thousand names each time.
     """
     with contextlib.suppress(OSError):
         status = os.fstat(folder)
-        key = (os.getpid(), status.st_dev, status.st_ino)
-        if key not in _swept:
-            if len(_swept) >= _MAX_SWEPT:
-                _swept.clear()
-            _swept.add(key)
+        key, now_s = (status.st_dev, status.st_ino), time.monotonic()
+        if now_s - _swept_s.get(key, -math.inf) >= _SWEEP_EVERY_S:
+            if len(_swept_s) >= _MAX_SWEPT:
+                _swept_s.clear()
+            _swept_s[key] = now_s
             remove_leftovers(folder, os.listdir(folder))
 
 
@@ -70,14 +72,16 @@ def remove_leftovers(folder: int, names: Iterable[str]) -> None:
         folder: The directory's descriptor.
         names: The names in it; all but temporary files' are passed over.
     """
-    found = [name for name in names if is_temporary(name)]
+    everything = list(names)
+    # SQLite's files after the one that they belong to.
+    found = sorted(filter(is_temporary, everything), key=len)
     if not found:
         return
     with _holding(folder, fcntl.LOCK_EX) as alone:
         for name in found:
             with contextlib.suppress(OSError):
                 if alone:
-                    _remove_leftover(folder, name)
+                    _remove_leftover(folder, name, everything)
 
 
 @contextlib.contextmanager
@@ -116,20 +120,22 @@ def _holding(folder: int, kind: int) -> Iterator[bool]:
         fcntl.flock(folder, fcntl.LOCK_UN)
 
 
-def _remove_leftover(folder: int, name: str) -> None:
+def _remove_leftover(folder: int, name: str, everything: list[str]) -> None:
     beside = _NAME.fullmatch(name)
     assert beside is not None  # noqa: S101
     if beside[2]:
         _remove_side_file(folder, beside[1], name)
         return
     # A special file is not to be opened: that alone may do something.
-    if not _is_removable(os.stat(name, dir_fd=folder, follow_symlinks=False)):
+    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    is_linked = status.st_nlink == 2 and _has_place(folder, status, everything)  # noqa: PLR2004
+    if not _is_removable(status, is_linked=is_linked):
         return
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(name, flags, dir_fd=folder)
     try:
         # A locked one may be renamed over its target at any moment; a name is never used again.
-        if _is_removable(os.fstat(descriptor)) and lock(descriptor):
+        if _is_removable(os.fstat(descriptor), is_linked=is_linked) and lock(descriptor):
             os.unlink(name, dir_fd=folder)
     finally:
         os.close(descriptor)
@@ -144,6 +150,19 @@ def _remove_side_file(folder: int, owner: str, name: str) -> None:
             os.unlink(name, dir_fd=folder)
 
 
-def _is_removable(status: os.stat_result) -> bool:
+def _has_place(folder: int, status: os.stat_result, everything: list[str]) -> bool:
+    """Whether a file stands in its place in this directory, and only its other name is left over.
+
+    Without renameat2(2) a place is taken by a link, before the temporary name goes.
+    """
+    for name in everything:
+        with contextlib.suppress(OSError):
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if not is_temporary(name) and os.path.samestat(found, status):
+                return True
+    return False
+
+
+def _is_removable(status: os.stat_result, *, is_linked: bool = False) -> bool:
     ours = os.geteuid() in (0, status.st_uid)
-    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and ours
+    return stat.S_ISREG(status.st_mode) and (status.st_nlink == 1 or is_linked) and ours

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -28,6 +27,7 @@ from keyside.envelope import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.unit.sidecar_double import Double
 

@@ -5,6 +5,7 @@ Only a plain file is replaced. A descriptor is read or written where it stands.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -64,7 +65,7 @@ def test_a_descriptor_is_written_to_where_it_stands(
 ) -> None:
     """What others wrote before and behind it is there too, in a file and in a pipe."""
     (folder / "link").symlink_to("/dev/stdout")
-    script = "{ echo header; $K decrypt -i e -o %s || exit; echo footer; }" % name
+    script = f"{{ echo header; $K decrypt -i e -o {name} || exit; echo footer; }}"
     finished = shell(double, folder, f"{script} {way} all")
     assert (finished.returncode, finished.stderr) == (0, b"")
     assert (folder / "all").read_bytes() == b"header\nsecret\nfooter\n"
@@ -80,7 +81,7 @@ def test_a_descriptor_is_read_from_where_it_stands(
     finished = shell(double, folder, f"cat e | $K decrypt -i {name}")
     assert (finished.returncode, finished.stdout) == (0, b"secret\n")
     (folder / "e").write_bytes(b"0123456789" + double.seal(b"secret\n"))
-    script = "{ dd bs=10 count=1 status=none >first; $K decrypt -i %s; } <e" % name
+    script = f"{{ dd bs=10 count=1 status=none >first; $K decrypt -i {name}; }} <e"
     finished = shell(double, folder, script)
     assert (finished.returncode, finished.stdout) == (0, b"secret\n")
 
@@ -114,8 +115,8 @@ def test_a_socket_is_written_to_and_read_from(double: EnvelopeDouble, folder: Pa
         ours.shutdown(socket.SHUT_WR)
         subprocess.run(
             [*KEYSIDE.split(), "decrypt", "-i", "/dev/stdin", "-o", "/dev/stdout"],
-            stdin=theirs,
-            stdout=theirs,
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
             env={**os.environ, "KEYSIDE_SOCKET": double.socket},
             timeout=60,
             check=True,
@@ -184,13 +185,8 @@ def test_what_cant_be_used_is_said_before_anything_is_sent(
 ) -> None:
     (folder / "folder").mkdir()
     (folder / "loop").symlink_to("loop")
-    with socket.socket(socket.AF_UNIX) as listener:
-        here = os.getcwd()
-        os.chdir(folder)
-        try:
-            listener.bind("unix")
-        finally:
-            os.chdir(here)
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(folder):
+        listener.bind("unix")
         source = "" if "-i" in given else "-i e "
         finished = shell(double, folder, f"$K decrypt {source}{given}")
     assert finished.returncode == code
@@ -250,13 +246,14 @@ def test_a_terminal_is_guarded_by_whatever_name(double: EnvelopeDouble, folder: 
     """Binary goes to no terminal but by -o -; text may be seen."""
     (folder / "binary").write_bytes(double.seal(b"\x1b[31m"))
     for name in ("/dev/stdout", "/dev/tty"):
-        code, shown = on_terminal(double, "encrypt", "mail", "-o", name)
+        code, shown = on_terminal(double, "encrypt", "mail", "-o", name, typed=b"")
         assert code == 64
         assert b"or -o - to insist" in shown
-        code, shown = on_terminal(double, "decrypt", "-i", str(folder / "binary"), "-o", name)
+        given = ["decrypt", "-o", name, "-i"]
+        code, shown = on_terminal(double, *given, str(folder / "binary"), typed=b"")
         assert code == 64
         assert b"\x1b[31m" not in shown
-        code, shown = on_terminal(double, "decrypt", "-i", str(folder / "e"), "-o", name)
+        code, shown = on_terminal(double, *given, str(folder / "e"), typed=b"")
         assert code == 0
         assert b"secret" in shown
 
