@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import threading
+import warnings
 from typing import TYPE_CHECKING, Final, Self
 
 from keyside._atomic import AtomicFile
@@ -167,6 +168,14 @@ class SealedFileWriter(io.BufferedIOBase):
                 self._file.put_in_place()
             finally:
                 self.discard()
+        if self.not_kept:
+            what = ", ".join(self.not_kept)
+            warnings.warn(f"{self.name!r}: not kept: {what}", RuntimeWarning, stacklevel=2)
+
+    @property
+    def not_kept(self) -> tuple[str, ...]:
+        """What the file that was replaced had and this one could not be given, in words."""
+        return self._file.not_kept
 
     def discard(self) -> None:
         """Give the file up: nothing appears, and what stood there stays. May be repeated."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 from keyside._atomic import read_full
 from keyside._bounds import MAX_CALL_BYTES
 from keyside._file_reading import PassingReader, SeekingReader
+from keyside._sparse_copying import copy_rest
 from keyside._stream_keys import KeySource, StreamOpener
 from keyside.envelope import (
     KIND_SEGMENTED,
@@ -121,6 +122,31 @@ class SealedInput:
             buffer[:count] = self._ahead[:count]
             self._ahead = self._ahead[count:]
         return count + read_full(self._descriptor, buffer[count:])
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether it is a file with parts that take no room."""
+        if not self.size:
+            return False
+        place = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        hole = os.lseek(self._descriptor, 0, os.SEEK_HOLE)
+        os.lseek(self._descriptor, place, os.SEEK_SET)
+        return hole < self.size
+
+    def copy_rest(self, target: int, progress: Callable[[int], object]) -> int | None:
+        """Append what has not been read to a new file; holes stay holes.
+
+        Returns:
+            How long the input is; ``None`` where it can't seek, and nothing was copied.
+
+        Raises:
+            OSError: Reading or writing failed.
+        """
+        if self.size is None:
+            return None
+        place = os.lseek(self._descriptor, 0, os.SEEK_CUR) - len(self._ahead)
+        self._ahead = b""
+        return copy_rest(self._descriptor, place, target, progress)
 
     def open(
         self, client: Opener, context: Mapping[str, str], close_source: Callable[[], object]

@@ -59,7 +59,16 @@ def open(  # noqa: A001  (what it is to files that are not sealed)
     only if everything until then succeeded; an exception in its ``with`` block, ``discard`` or
     being forgotten leaves nothing, and what stood there as it was. Whoever calls ``close`` lets it
     appear: an ``io.TextIOWrapper`` around it does so when it is closed itself, whatever was raised,
-    so ``detach`` that instead. It can't seek, and ``flush`` does nothing.
+    so ``detach`` that instead. It can't seek, and ``flush`` does nothing. Killed at any moment, it
+    leaves nothing (``.keyside-*.tmp`` where the file system has no files without a name; a later
+    call for that directory removes it).
+
+    A file that is replaced hands on its owner, group, mode, access control list and other extended
+    attributes. What can't be kept is narrower, never wider; when the file is closed it is named in
+    a ``RuntimeWarning`` and is in the file's ``not_kept``. A symbolic link stays, and the file that
+    it leads to is replaced. A device or a pipe is written to as it is; and a path that names a
+    descriptor of this process (``/dev/stdout``, ``/dev/fd/3``) means that descriptor, which is
+    read or written where it stands.
 
     Reading hands out what has opened and nothing else. A file can be read from any place, and one
     whose end is missing is refused here; from a pipe, that is found at the end, as
@@ -71,7 +80,7 @@ def open(  # noqa: A001  (what it is to files that are not sealed)
     ``data_key_max_age``, again.
 
     Args:
-        path: The file. For reading, a pipe's name will do, too.
+        path: The file, or a pipe's or device's name.
         mode: ``"rb"`` to read, ``"wb"`` to write or replace, ``"xb"`` to write what must not be
             there yet.
         key: The key's name. For reading it may be left out; where it is given, envelopes of other
@@ -115,9 +124,10 @@ def _open(
 ) -> io.BufferedReader | SealedFileWriter:
     close_source = client.close if own else _keep
     if mode == "rb":
+        from keyside._descriptor_paths import open_input
         from keyside._sealed_input import SealedInput, open_small
 
-        sealed = SealedInput(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        sealed = SealedInput(open_input(path))
         try:
             if key is not None and sealed.header.key_name != key:
                 raise EnvelopeRejected

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
     from keyside.audit import Checkpoint
 
-CHANGING = ("pwrite", "write", "fdatasync", "fsync", "rename", "unlink", "open", "ftruncate")
+CHANGING = (
+    "pwrite", "write", "fdatasync", "fsync", "rename", "link", "unlink", "open", "ftruncate",
+)  # fmt: skip
 KILLED = 86
 
 

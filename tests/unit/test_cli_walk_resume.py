@@ -21,6 +21,7 @@ from tests.unit.cli_process import call
 from tests.unit.envelope_double import EnvelopeDouble
 
 from keyside import _temporary as temporary
+from keyside._new_file import NewFile
 from keyside.cli import replacing
 from keyside.envelope import DEFAULT_SUITE, parse_wrapping_header, seal
 
@@ -108,20 +109,27 @@ def resume(double: EnvelopeDouble, tree: Path, state: Path, command: str) -> Non
 @pytest.mark.parametrize(
     "scene",
     [
-        ("rewrap", "renaming", 2, 1),
-        ("rewrap", "renamed", 3, 0),
-        ("reencrypt", "made", 2, 1),
-        ("reencrypt", "journalled", 2, 1),
-        ("reencrypt", "renaming", 2, 1),
-        ("reencrypt", "renamed", 3, 0),
+        ("rewrap able before link", 2, 0),
+        ("rewrap able link", 2, 1),
+        ("rewrap able exchange", 3, 1),
+        ("rewrap able unlink", 3, 0),
+        ("reencrypt able made", 2, 0),
+        ("reencrypt able journalled", 2, 0),
+        ("reencrypt able link", 2, 1),
+        ("reencrypt able exchange", 3, 1),
+        ("rewrap plain made", 2, 1),
+        ("rewrap plain rename", 3, 0),
+        ("reencrypt plain journalled", 2, 1),
+        ("reencrypt plain before rename", 2, 1),
     ],
 )
 def test_a_kill_at_any_step_loses_nothing_and_repeats_nothing(
-    double: EnvelopeDouble, tree: Path, state: Path, scene: tuple[str, str, int, int]
+    double: EnvelopeDouble, tree: Path, state: Path, scene: tuple[str, int, int]
 ) -> None:
-    """The third file's turn ends at that step."""
-    command, step, done, left = scene
-    killed = start(double, "tests.unit.killed_walk", step, "3", command, str(tree))
+    """The third file's turn ends at that step; a name is left only where there was one."""
+    way, done, left = scene
+    command, system, step = way.split(" ", 2)
+    killed = start(double, "tests.unit.killed_walk", system, step, "3", command, str(tree))
     killed.communicate(timeout=30)
     assert killed.returncode == -signal.SIGKILL
     assert sum(is_done(envelope) for envelope in sealed(tree).values()) == done
@@ -337,8 +345,9 @@ def test_only_leftovers_of_the_dead_are_removed(
 ) -> None:
     """One that is being written, one with another name and a directory stay; none is data."""
     folder = temporary.open_folder(str(tree))
-    live, name = temporary.create_temporary(folder, 0o600)
-    os.write(live, double.seal(b"half"))
+    live = NewFile(folder, named=True)
+    name = live.name
+    os.write(live.descriptor, double.seal(b"half"))
     (tree / LEFT).write_bytes(double.seal(b"left"))
     (tree / "sub" / LEFT).write_bytes(double.seal(b"linked"))
     os.link(tree / "sub" / LEFT, tree / "kept.sealed-not")
@@ -358,7 +367,7 @@ def test_only_leftovers_of_the_dead_are_removed(
     assert (tree / ".keyside-1.tmp").read_bytes() == b"somebody's"
     assert call(double, "rewrap", str(tree / name)) == 65
     assert "it is a temporary file of another run" in capsys.readouterr().err
-    os.close(live)
+    live.discard()
     os.close(folder)
 
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from keyside._temporary import create_temporary, remove_leftovers
+from keyside._new_file import NewFile
+from keyside._temporary import sweep_folder
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
 from keyside.cli.tables import format_time
@@ -152,8 +153,7 @@ class CredentialDestination:
         self._given = path
         self._name = f"{access_id}.json" if path is None else os.path.basename(path)  # noqa: PTH119
         self._folder = -1
-        self._file = -1
-        self._temporary = ""
+        self._file: NewFile | None = None
         self.path = ""
 
     def __enter__(self) -> Self:
@@ -161,14 +161,14 @@ class CredentialDestination:
             if self._given is None:
                 folder = _open_credentials(os.environ, make=True)
                 self._folder, parent = folder.number, folder.path
-                remove_leftovers(self._folder, os.listdir(self._folder))  # noqa: PTH208
             else:
                 parent = os.path.realpath(os.path.dirname(self._given) or ".")  # noqa: PTH120
                 self._folder = os.open(parent, _OPEN_FOLDER)
                 self._refuse_existing()
             self.path = f"{parent}/{self._name}"
-            self._file, self._temporary = create_temporary(self._folder, 0o600)
-            _take_space(self._file)
+            sweep_folder(self._folder)
+            self._file = NewFile(self._folder)
+            _take_space(self._file.descriptor)
         except OSError as error:
             self._discard()
             raise CommandError(
@@ -188,25 +188,13 @@ class CredentialDestination:
         Raises:
             OSError: It could not be kept.
         """
-        os.pwrite(self._file, data, 0)
-        os.ftruncate(self._file, len(data))
-        os.fsync(self._file)
+        assert self._file is not None  # noqa: S101
+        os.pwrite(self._file.descriptor, data, 0)
+        os.ftruncate(self._file.descriptor, len(data))
         if self._given is None:
-            self._rename()
+            self._file.replace(self._name)
         else:
-            try:
-                os.link(
-                    self._temporary,
-                    self._name,
-                    src_dir_fd=self._folder,
-                    dst_dir_fd=self._folder,
-                    follow_symlinks=False,
-                )
-                os.unlink(self._temporary, dir_fd=self._folder)
-            except PermissionError:  # a file system without hard links
-                self._rename()
-        self._temporary = ""
-        os.fsync(self._folder)
+            self._file.add(self._name)
 
     def __exit__(
         self,
@@ -215,9 +203,6 @@ class CredentialDestination:
         trace: TracebackType | None,
     ) -> None:
         self._discard()
-
-    def _rename(self) -> None:
-        os.rename(self._temporary, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
     def _refuse_existing(self) -> None:
         if not self._name or self._name in {".", ".."}:
@@ -231,14 +216,11 @@ class CredentialDestination:
             )
 
     def _discard(self) -> None:
-        if self._temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(self._temporary, dir_fd=self._folder)
-            self._temporary = ""
-        for descriptor in (self._file, self._folder):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._file = self._folder = -1
+        if self._file is not None:
+            self._file.discard()
+            self._file = None
+        _close(self._folder)
+        self._folder = -1
 
 
 @dataclass(frozen=True, slots=True)

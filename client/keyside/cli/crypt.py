@@ -6,7 +6,6 @@ in segments under a data key, where the key's policy allows that.
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -43,9 +42,9 @@ def encrypt(
     Input of any size: what is more than the sidecar takes in one call is sealed here under a data
     key, if KEY's policy allows data keys.
     """
-    reader = Input(source)
     with Output(output, secret=False) as target, connection.open() as client:
         refuse_terminal(target)
+        reader = Input(source, target)
         with reader as opened, reader.reading():
             plaintext, envelope = opened.read_small(), None
             if plaintext is not None:
@@ -83,13 +82,9 @@ def decrypt(
     opened, piece by piece: heed the exit code before you rely on the end. A person who was given
     access to the key uses it without further ado; see keyside access.
     """
-    reader = Input(source)
-    with (
-        Output(output, secret=True) as target,
-        connection.open() as client,
-        reader as opened,
-        reader.reading(),
-    ):
+    target = Output(output, secret=True)
+    reader = Input(source, target)
+    with target, connection.open() as client, reader as opened, reader.reading():
         envelope, plaintext = opened.read_small(), None
         if envelope is not None:
             data = envelope
@@ -104,7 +99,7 @@ def decrypt(
             refuse_terminal(target)
             decrypt_stream(client, context, opened, target)
         else:
-            if not _is_plain_text(plaintext):
+            if target.is_guarded_terminal and not _is_plain_text(plaintext):
                 refuse_terminal(target)
             target.append(plaintext)
         target.finish()
@@ -144,8 +139,6 @@ def _decrypt_short(
 
 def _is_plain_text(data: bytes) -> bool:
     """Whether a terminal shows these bytes as they are and does nothing else with them."""
-    if not sys.stdout.isatty():
-        return False
     try:
         text = data.decode()
     except UnicodeDecodeError:

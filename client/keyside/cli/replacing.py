@@ -1,37 +1,38 @@
 """One file read, and replaced whole or not at all, with its mode, owner and attributes.
 
     Original: opened → read → (unchanged?) → replaced, or left alone
-    Replacement: made beside it → written → given mode and attributes, durable → renamed over it
+    Replacement: made without a name → written → given the original's traits → put in its place
 
-A file that was changed between reading and renaming is left alone. What can't be excluded on Linux
-is a change in the instant between the last look and the rename, and a writer who keeps the old file
-open: he goes on writing to what has no name any more.
+A file that was changed between reading and replacing is left alone. Name and descriptor are
+compared before and afterwards: where the names of two files can be exchanged in one step, what was
+displaced is looked at before it is removed, and put back if it is another one. What can't be
+excluded is a writer who keeps the old file open: he goes on writing to what has no name any more.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import stat
 import time
 from typing import TYPE_CHECKING, Final, Self
 
 from keyside._atomic import write_all
-from keyside._temporary import create_temporary
+from keyside._file_traits import give_owner, give_traits, read_traits
+from keyside._new_file import ExchangedError, NewFile, NotDurableError
+from keyside._sparse_copying import copy_rest
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from keyside._file_traits import FileTraits
     from keyside.cli.walking import Found
 
-_BLOCK_BYTES: Final = 1 << 20
-_ACCESS_LIST: Final = "system.posix_acl_access"
 # Longer than a tick of the kernel's clock for timestamps: two changes within one look like one.
 _SETTLED_NS: Final = 20_000_000
 _SETTLING_TRIES: Final = 5
+_TOLD_WITHOUT_NAME: Final = 5
 
 
 class Original:
@@ -87,9 +88,23 @@ class Original:
             raise CommandError(f"can't read it: {error.strerror}", exits.IO_ERROR) from None
         return b"".join(parts)
 
-    def read_attributes(self) -> dict[str, bytes]:
-        """Return its extended attributes, access control list included, as far as it shows them."""
-        return _read_attributes(self._descriptor)
+    def read_traits(self) -> FileTraits:
+        """Return who owns it, who may do what with it, and its extended attributes."""
+        return read_traits(self._descriptor, self.status)
+
+    def copy_rest(self, offset: int, target: int) -> int:
+        """Append what is in it from ``offset`` on to another file; return where it ended.
+
+        Raises:
+            OSError: Reading or writing failed.
+        """
+        return copy_rest(self._descriptor, offset, target, lambda _: None)
+
+    def was_displaced(self, status: os.stat_result) -> bool:
+        """Return whether a file, under whatever name by now, is this one as it was read."""
+        # The time of its last change is that of its new name.
+        told = slice(0, _TOLD_WITHOUT_NAME)
+        return _identify(status)[told] == _identify(self.status)[told]
 
     def require_single_name(self) -> None:
         """Refuse a file with hard links.
@@ -145,31 +160,25 @@ class Replacement:
 
     def __init__(self, original: Original) -> None:
         self._original = original
-        self._descriptor = -1
-        self._name = ""
+        self.not_kept: tuple[str, ...] = ()
+        """Extended attributes that only describe the file, and that it could not be given."""
 
     def __enter__(self) -> Self:
         original = self._original
         try:
-            self._descriptor, self._name = create_temporary(original.folder, 0o600)
+            self._file = NewFile(original.folder)
         except OSError as error:
             raise CommandError(
                 f"can't create a file beside it: {error.strerror}", exits.CANT_CREATE
             ) from None
-        try:
-            made, wanted = os.fstat(self._descriptor), original.status
-            if (made.st_uid, made.st_gid) != (wanted.st_uid, wanted.st_gid):
-                os.fchown(self._descriptor, wanted.st_uid, wanted.st_gid)
-        except OSError:
-            self._discard()
+        wanted = original.status
+        if give_owner(self._file.descriptor, wanted):
+            self._file.discard()
             raise CommandError(
                 f"its owner (uid {wanted.st_uid}, gid {wanted.st_gid}) can't be kept",
                 exits.NOT_PERMITTED,
                 "run this as that account, or as root",
-            ) from None
-        except BaseException:
-            self._discard()
-            raise
+            )
         return self
 
     def __exit__(
@@ -178,7 +187,7 @@ class Replacement:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._discard()
+        self._file.discard()
 
     def write(self, data: bytes) -> None:
         """Append ``data``.
@@ -187,20 +196,21 @@ class Replacement:
             CommandError: Writing failed.
         """
         try:
-            write_all(self._descriptor, data)
+            write_all(self._file.descriptor, data)
         except OSError as error:
             raise _cannot_write(error) from None
 
     def copy_rest(self, offset: int) -> None:
-        """Append the original from ``offset`` to its end, a block at a time.
+        """Append the original from ``offset`` to its end, a block at a time; holes stay holes.
 
         Raises:
             CommandError: Reading or writing failed, or the original is not as long as it was.
         """
-        while block := self._original.read(offset, _BLOCK_BYTES):
-            self.write(block)
-            offset += len(block)
-        if offset != self._original.size:
+        try:
+            end = self._original.copy_rest(offset, self._file.descriptor)
+        except OSError as error:
+            raise _cannot_write(error) from None
+        if end != self._original.size:
             raise changed_meanwhile()
 
     def finish(self) -> None:
@@ -210,59 +220,37 @@ class Replacement:
             CommandError: That failed.
         """
         try:
-            # The list first: until it is there, the mode could let others in whom it keeps out.
-            self._keep_attributes()
-            os.fchmod(self._descriptor, stat.S_IMODE(self._original.status.st_mode))
-            os.fsync(self._descriptor)
+            kept = give_traits(self._file.descriptor, self._original.read_traits())
+            os.fsync(self._file.descriptor)
         except OSError as error:
             raise _cannot_write(error) from None
+        if kept.permissions:
+            raise CommandError(
+                f"can't be kept: {', '.join(kept.permissions)}",
+                exits.NOT_PERMITTED,
+                "run this as its owner, or as root",
+            )
+        self.not_kept = tuple(kept.describe_lost())
 
     def put_in_place(self) -> None:
-        """Rename it over the original, if that is unchanged.
+        """Have it take the original's place, if that is unchanged.
 
         Raises:
             CommandError: The original was changed meanwhile, or can't be replaced; or it was, but
                 not durably.
         """
-        folder = self._original.folder
-        self._original.require_unchanged()
+        original = self._original
+        original.require_unchanged()
         try:
-            os.rename(self._name, self._original.name, src_dir_fd=folder, dst_dir_fd=folder)
-            self._name = ""
-        except OSError as error:
-            raise CommandError(f"can't replace it: {error.strerror}", exits.CANT_CREATE) from None
-        try:
-            os.fsync(folder)
-        except OSError as error:
+            self._file.replace_only(original.name, original.was_displaced)
+        except (ExchangedError, FileNotFoundError):
+            raise changed_meanwhile() from None
+        except NotDurableError as error:
             raise CommandError(
                 f"it was replaced, but a crash might undo that: {error.strerror}", exits.IO_ERROR
             ) from None
-
-    def _keep_attributes(self) -> None:
-        """Copy the extended attributes.
-
-        Those that only describe may be refused. The access control list may not: without it the
-        mode's group bits, and with a directory's default list its entries, would let others in.
-        """
-        wanted = self._original.read_attributes()
-        made = _read_attributes(self._descriptor)
-        for name in made.keys() - wanted.keys():
-            with contextlib.nullcontext() if name == _ACCESS_LIST else contextlib.suppress(OSError):
-                os.removexattr(self._descriptor, name)
-        for name, value in wanted.items():
-            if made.get(name) == value:
-                continue
-            with contextlib.nullcontext() if name == _ACCESS_LIST else contextlib.suppress(OSError):
-                os.setxattr(self._descriptor, name, value)
-
-    def _discard(self) -> None:
-        if self._name:
-            with contextlib.suppress(OSError):
-                os.unlink(self._name, dir_fd=self._original.folder)
-            self._name = ""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        except OSError as error:
+            raise CommandError(f"can't replace it: {error.strerror}", exits.CANT_CREATE) from None
 
 
 def _identify(status: os.stat_result) -> tuple[int, ...]:
@@ -271,27 +259,9 @@ def _identify(status: os.stat_result) -> tuple[int, ...]:
         status.st_ino,
         status.st_size,
         status.st_mtime_ns,
-        status.st_ctime_ns,
         status.st_mode,
+        status.st_ctime_ns,
     )
-
-
-def _read_attributes(descriptor: int) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    try:
-        names = os.listxattr(descriptor)
-    except OSError as error:
-        if error.errno != errno.ENOTSUP:
-            raise
-        return found
-    for name in names:
-        try:
-            found[name] = os.getxattr(descriptor, name)
-        except OSError as error:
-            # Removed meanwhile, or not for us to read; but who may read the file must be known.
-            if name == _ACCESS_LIST and error.errno != errno.ENODATA:
-                raise
-    return found
 
 
 def changed_meanwhile() -> CommandError:

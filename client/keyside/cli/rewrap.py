@@ -92,7 +92,7 @@ def rewrap(
         raise click.UsageError("--credential-file goes without PATH: a grant is for single ones")
     display = Display(_REWRAP, as_json=as_json, dry_run=dry_run)
     with connection.open() as client:
-        return _walk(paths, Rewrapper(client), display, Tally(), dry_run=dry_run)
+        return _walk(paths, Rewrapper(client, display.not_kept), display, Tally(), dry_run=dry_run)
 
 
 @click.command()
@@ -138,7 +138,7 @@ def reencrypt(
     if not paths:
         with Output(output, secret=False) as target, connection.open() as client:
             refuse_terminal(target)
-            target.write(client.reencrypt(read_input(source), context))
+            target.write(client.reencrypt(read_input(source, target), context))
         return None
     with connection.open() as client:
         arguments = digest_arguments(paths, context, choose_socket(connection.socket))
@@ -158,9 +158,8 @@ def reencrypt(
                     err=True,
                 )
             tally = Tally()
-            code = _walk(
-                paths, Reencrypter(client, context, journal), display, tally, dry_run=dry_run
-            )
+            reencrypter = Reencrypter(client, context, journal, display.not_kept)
+            code = _walk(paths, reencrypter, display, tally, dry_run=dry_run)
             if code == exits.OK and not dry_run:
                 journal.remove()
     return code
@@ -169,11 +168,12 @@ def reencrypt(
 def _rewrap_one(
     connection: Connection, source: str | None, output: str | None, credential_file: str | None
 ) -> None:
-    reader = Input(source)
     with Output(output, secret=False) as target, connection.open() as client:
         refuse_terminal(target)
+        reader = Input(source, target)
         with reader as opened, reader.reading():
-            envelope, rewrapped = opened.read_small(), None
+            # Read and written as a whole, a hole would become zeros that take room.
+            envelope, rewrapped = None if opened.has_holes else opened.read_small(), None
             if envelope is not None:
                 data = envelope
                 rewrapped = call_granted(

@@ -16,12 +16,15 @@ from keyside.errors import EnvelopeRejected, LimitExceeded, NotPermitted, Unexpe
 from keyside.facts import KeyVersionState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeAlias
 
     from keyside.cli.journal import Journal
     from keyside.cli.walking import Found
     from keyside.client import Client
     from keyside.envelope import WrappingHeader
+
+    Tell: TypeAlias = Callable[[str, Sequence[str]], object]
 
 _MAGIC: Final = b"KSE"
 _RELEARN_S: Final = 5.0
@@ -109,10 +112,12 @@ class Rewrapper:
 
     Args:
         client: The sidecar's.
+        tell: Is told of a file, and of what it could not keep.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, tell: Tell) -> None:
         self._client = client
+        self._tell = tell
         self._versions = CurrentVersions(client)
 
     def rewrite(self, found: Found, *, dry_run: bool) -> Outcome:
@@ -134,6 +139,8 @@ class Rewrapper:
                 replacement.copy_rest(len(header.raw))
                 replacement.finish()
                 replacement.put_in_place()
+            if replacement.not_kept:
+                self._tell(found.path, replacement.not_kept)
         return Outcome.DONE
 
 
@@ -144,10 +151,14 @@ class Reencrypter:
         client: The sidecar's.
         context: The pairs that the envelopes are bound to.
         journal: What has been done.
+        tell: As for ``Rewrapper``.
     """
 
-    def __init__(self, client: Client, context: Mapping[str, str], journal: Journal) -> None:
+    def __init__(
+        self, client: Client, context: Mapping[str, str], journal: Journal, tell: Tell
+    ) -> None:
         self._client = client
+        self._tell = tell
         self._versions = CurrentVersions(client)
         self._context = context
         self._journal = journal
@@ -179,6 +190,8 @@ class Reencrypter:
                 replacement.finish()
                 self._journal.add(made)
                 replacement.put_in_place()
+            if replacement.not_kept:
+                self._tell(found.path, replacement.not_kept)
         return Outcome.DONE
 
 

@@ -97,12 +97,15 @@ def rewrap_stream(client: Client, source: SealedInput, target: Output) -> None:
     made = client.rewrap(header.raw)
     parse_answer(made, header, has_payload=False)
     target.append(made)
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
     with Progress(source.size) as progress:
-        buffer = memoryview(bytearray(_BUFFER_BYTES))
         copied = source.read_into(buffer[: len(header.raw)])
-        while count := source.read_into(buffer):
-            target.append(buffer[:count])
-            progress.add(count)
-            copied += count
-    if source.size is not None and copied != source.size:
+        end = target.copy_rest(source, progress.add)
+        if end is None:
+            while count := source.read_into(buffer):
+                target.append(buffer[:count])
+                progress.add(count)
+                copied += count
+            end = copied
+    if source.size is not None and end != source.size:
         raise changed_meanwhile()

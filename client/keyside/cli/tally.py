@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,6 +14,9 @@ from keyside.cli import exits
 from keyside.cli.connection import print_json
 from keyside.cli.rewriting import Outcome
 from keyside.cli.text import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _MAX_FAILURES_TOLD: Final = 10_000
 _PROGRESS_EVERY_S: Final = 0.1
@@ -110,6 +113,11 @@ class Display:
         if failure.remedy and failure.remedy not in self._remedies:
             self._remedies.add(failure.remedy)
             print(f"  what to do: {escape(failure.remedy)}", file=sys.stderr)
+
+    def not_kept(self, path: str, what: Sequence[str]) -> None:
+        """Tell of a file that was replaced, and could not be given all that it had."""
+        self.clear()
+        print(f"keyside: {escape(path)}: not kept: {escape(', '.join(what))}", file=sys.stderr)
 
     def progress(self, tally: Tally) -> None:
         """Show how far the walk is, on a terminal, a few times a second."""

@@ -11,13 +11,17 @@ audit-damaged-000000000123     what a crash left behind of record 123 and later 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from keyside._atomic import write_all
+from keyside._new_file import NewFile
+from keyside._temporary import sweep_folder
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _DIGITS: Final = 12
@@ -84,20 +88,25 @@ def write_new(path: Path, data: bytes) -> None:
     Raises:
         OSError: There is something already, or it can't be written; nothing is left of it then.
     """
-    descriptor = os.open(
-        path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE
-    )
+    with new_file_in(path.parent) as file:
+        write_all(file.descriptor, data)
+        file.add(path.name)
+
+
+@contextlib.contextmanager
+def new_file_in(directory: Path) -> Iterator[NewFile]:
+    """Yield a file that its owner alone can read, and that shows when it is given its name.
+
+    Raises:
+        OSError: It can't be made.
+    """
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if os.write(descriptor, data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
-        os.fsync(descriptor)
-    except OSError:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise
+        sweep_folder(folder)
+        with NewFile(folder, _MODE) as file:
+            yield file
     finally:
-        os.close(descriptor)
-    fsync_directory(path.parent)
+        os.close(folder)
 
 
 def fsync_directory(path: Path) -> None:

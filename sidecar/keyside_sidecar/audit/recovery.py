@@ -22,6 +22,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from keyside._atomic import write_all
 from keyside.audit import (
     MAX_LINE_BYTES,
     START_EVENTS,
@@ -33,7 +34,7 @@ from keyside.audit import (
 from keyside.errors import MalformedRecord
 from keyside_sidecar.audit.blocks import RawLine, read_backward, read_forward
 from keyside_sidecar.audit.generations import Generation, raise_generation, read_generation
-from keyside_sidecar.audit.places import Places, fsync_directory
+from keyside_sidecar.audit.places import Places, new_file_in
 from keyside_sidecar.errors import StartupError
 
 if TYPE_CHECKING:
@@ -239,29 +240,24 @@ def _keep_aside(descriptor: int, start: int, end: int, path: Path) -> str:
     Raises:
         OSError: It could not be copied; ESTALE: the file has become shorter meanwhile.
     """
-    name, number = path.name, 1
-    while True:
-        # What is there already, whatever it is, is neither followed nor overwritten.
-        try:
-            target = os.open(
-                path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE
-            )
-            break
-        except FileExistsError:
-            number += 1
-            path = path.with_name(f"{name}-{number}")
-    try:
+    with new_file_in(path.parent) as file:
         position = start
         while position < end:
             block = os.pread(descriptor, min(1 << 20, end - position), position)
             if not block:
                 raise _cut_meanwhile()
-            position += os.write(target, block)
-        os.fsync(target)
-    finally:
-        os.close(target)
-    fsync_directory(path.parent)
-    return path.name
+            write_all(file.descriptor, block)
+            position += len(block)
+        name, number = path.name, 1
+        while True:
+            # What is there already, whatever it is, is neither followed nor overwritten.
+            try:
+                file.add(path.name)
+            except FileExistsError:
+                number += 1
+                path = path.with_name(f"{name}-{number}")
+            else:
+                return path.name
 
 
 def _cut_meanwhile() -> OSError:

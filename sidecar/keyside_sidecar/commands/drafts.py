@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import secrets
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
 
+from keyside._new_file import ExchangedError, NewFile
+from keyside._temporary import sweep_folder
 from keyside_sidecar.errors import StartupError
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ class Draft:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._pid = os.getpid()
-        self._name = f".{path.name}.{secrets.token_hex(8)}.new"
         if os.path.lexists(path):
             raise self._refuse("exists already and is not overwritten")
         try:
@@ -41,12 +39,9 @@ class Draft:
         except OSError as error:
             raise self._refuse(f"can't be made: {error.strerror}") from error
         try:
-            self.descriptor = os.open(
-                self._name,
-                os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-                _MODE,
-                dir_fd=self._directory,
-            )
+            sweep_folder(self._directory)
+            self._file = NewFile(self._directory, _MODE)
+            self.descriptor = self._file.descriptor
             os.fchmod(self.descriptor, _MODE)
         except OSError as error:
             os.close(self._directory)
@@ -61,10 +56,7 @@ class Draft:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.close(self.descriptor)
-        if os.getpid() == self._pid:
-            with suppress(OSError):
-                os.unlink(self._name, dir_fd=self._directory)
+        self._file.discard()
         os.close(self._directory)
 
     def publish(self) -> int:
@@ -74,25 +66,16 @@ class Draft:
             StartupError: Someone took the name meanwhile, or it can't be written.
         """
         try:
-            os.fsync(self.descriptor)
-            os.link(
-                self._name,
-                self._path.name,
-                src_dir_fd=self._directory,
-                dst_dir_fd=self._directory,
-                follow_symlinks=False,
-            )
-            os.unlink(self._name, dir_fd=self._directory)
-            os.fsync(self._directory)
-            status = os.fstat(self.descriptor)
-            there = os.stat(self._path.name, dir_fd=self._directory, follow_symlinks=False)
+            self._file.add(self._path.name)
+            return os.fstat(self.descriptor).st_size
+        except ExchangedError as error:
+            raise self._refuse(
+                f"was replaced: someone else may write to {self._path.parent}"
+            ) from error
         except FileExistsError as error:
             raise self._refuse("exists already and is not overwritten") from error
         except OSError as error:
             raise self._refuse(f"can't be written: {error.strerror}") from error
-        if not os.path.samestat(status, there):
-            raise self._refuse(f"was replaced: someone else may write to {self._path.parent}")
-        return status.st_size
 
     def _refuse(self, problem: str) -> StartupError:
         return StartupError(

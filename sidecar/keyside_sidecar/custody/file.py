@@ -19,6 +19,9 @@ import stat
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
+from keyside._atomic import write_all
+from keyside._new_file import NewFile
+from keyside._temporary import sweep_folder
 from keyside_sidecar.custody.root_key import ROOT_KEY_LENGTH, RootKey
 from keyside_sidecar.errors import CustodyError
 
@@ -153,22 +156,15 @@ def create_root_key_file(path: Path, uid: int, gid: int) -> str:
         CustodyError: The file exists, its directory is unsafe, or it can't be written.
     """
     material = os.urandom(ROOT_KEY_LENGTH)
-    draft = f".{path.name}.{os.urandom(8).hex()}.new"
     with opened_directory(path, frozenset({0, uid, os.geteuid()})) as directory:
         try:
-            try:
-                _write_draft(directory, draft, _encode(material), uid, gid)
-                os.link(
-                    draft,
-                    path.name,
-                    src_dir_fd=directory,
-                    dst_dir_fd=directory,
-                    follow_symlinks=False,
-                )
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(draft, dir_fd=directory)
-            os.fsync(directory)
+            sweep_folder(directory)
+            with NewFile(directory) as file:
+                os.fchmod(file.descriptor, _MODE)
+                if (uid, gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(file.descriptor, uid, gid)
+                write_all(file.descriptor, _encode(material))
+                file.add(path.name)
         except FileExistsError as error:
             raise CustodyError(
                 f"{path} exists already and is not overwritten",
@@ -178,24 +174,6 @@ def create_root_key_file(path: Path, uid: int, gid: int) -> str:
         except OSError as error:
             raise describe_os_error(path, error) from error
     return RootKey(material).key_id
-
-
-def _write_draft(directory: int, name: str, line: bytes, uid: int, gid: int) -> None:
-    descriptor = os.open(
-        name,
-        os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-        _MODE,
-        dir_fd=directory,
-    )
-    try:
-        os.fchmod(descriptor, _MODE)
-        if (uid, gid) != (os.geteuid(), os.getegid()):
-            os.fchown(descriptor, uid, gid)
-        if os.write(descriptor, line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _encode(material: bytes) -> bytes:

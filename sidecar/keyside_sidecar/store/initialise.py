@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import insert, text
 
+from keyside._new_file import NewFile
+from keyside._temporary import sweep_folder
 from keyside_sidecar.errors import StartupError, StoreUnavailable
 from keyside_sidecar.store import schema
 from keyside_sidecar.store.authentication import STORE_ID_LENGTH, Authenticator
@@ -180,12 +181,19 @@ def make_file(path: Path, uid: int, gid: int, write: Callable[[Connection], obje
     for existing in (path, *list_side_files(path)):
         if os.path.lexists(existing):
             raise _already_there(existing)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     try:
-        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, _MODE))
-        _fill(draft, owners, write)
-        _settle(draft, uid, gid)
-        os.link(draft, path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sweep_folder(folder)
+            # SQLite opens files by name: this one has a temporary name, and no other before its own
+            with NewFile(folder, _MODE, named=True) as file:
+                _fill(path.with_name(file.name), owners, write)
+                if (uid, gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(file.descriptor, uid, gid)
+                os.fchmod(file.descriptor, _MODE)
+                file.add(path.name)
+        finally:
+            os.close(folder)
     except FileExistsError as error:
         raise _already_there(path) from error
     except (OSError, StoreUnavailable) as error:
@@ -195,11 +203,6 @@ def make_file(path: Path, uid: int, gid: int, write: Callable[[Connection], obje
             remedy=f"see that there is room and that this account may write to {path.parent}",
             exit_code=_EX_CANTCREAT,
         ) from error
-    finally:
-        for leftover in (draft, *list_side_files(draft)):
-            with suppress(FileNotFoundError):
-                leftover.unlink()
-    _sync_directory(path.parent)
 
 
 def migrate_store(url: str, *, owner_uids: frozenset[int] | None = None) -> str | None:
@@ -235,16 +238,21 @@ def migrate_store(url: str, *, owner_uids: frozenset[int] | None = None) -> str 
 
 
 def _fill(path: Path, owners: frozenset[int], write: Callable[[Connection], object]) -> None:
-    database = SqliteDatabase(path, owners, _BUSY_TIMEOUT_S)
     try:
-        with database.transaction(lock=store_meta) as connection:
-            schema.upgrade(connection)
-            write(connection)
+        database = SqliteDatabase(path, owners, _BUSY_TIMEOUT_S)
+        try:
+            with database.transaction(lock=store_meta) as connection:
+                schema.upgrade(connection)
+                write(connection)
+        finally:
+            # The last connection to close folds the write-ahead log into the file and removes it.
+            database.close()
+        if any(os.path.lexists(side_file) for side_file in list_side_files(path)):
+            raise StoreUnavailable("the new store's write-ahead log could not be folded in")
     finally:
-        # The last connection to close folds the write-ahead log into the file and removes it.
-        database.close()
-    if any(os.path.lexists(side_file) for side_file in list_side_files(path)):
-        raise StoreUnavailable("the new store's write-ahead log could not be folded in")
+        for leftover in list_side_files(path):
+            with suppress(FileNotFoundError):
+                leftover.unlink()
 
 
 def _compose_meta(
@@ -265,25 +273,6 @@ def _compose_meta(
 
 def _insert_meta(connection: Connection, meta: dict[str, int | str | bytes]) -> None:
     connection.execute(insert(store_meta).values(**meta))
-
-
-def _settle(path: Path, uid: int, gid: int) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        if (uid, gid) != (os.geteuid(), os.getegid()):
-            os.fchown(descriptor, uid, gid)
-        os.fchmod(descriptor, _MODE)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _already_there(path: Path) -> StartupError:
