@@ -17,6 +17,7 @@ from keyside.facts import (
     RolloverPolicy,
     Rotation,
     Serving,
+    Severity,
     SidecarProcess,
     Status,
     VersionChange,
@@ -221,6 +222,7 @@ def read_status(message: status_pb2.GetStatusResponse) -> Status:
                 remedy=problem.remedy,
                 since=read_time(problem.since, given=problem.HasField("since")),
                 blocking=problem.blocking,
+                severity=_severity(problem.severity),
             )
             for problem in message.problems
         ),
@@ -279,6 +281,14 @@ def _serving(number: status_pb2.Serving.ValueType) -> Serving:
         return Serving[status_pb2.Serving.Name(number).removeprefix("SERVING_")]
     except (KeyError, ValueError):
         return Serving.UNKNOWN
+
+
+def _severity(number: status_pb2.ProblemSeverity.ValueType) -> Severity:
+    try:
+        name = status_pb2.ProblemSeverity.Name(number)
+        return Severity[name.removeprefix("PROBLEM_SEVERITY_")]
+    except (KeyError, ValueError):
+        return Severity.UNKNOWN
 
 
 def read_time(message: Timestamp, *, given: bool) -> datetime | None:

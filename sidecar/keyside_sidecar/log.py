@@ -22,11 +22,12 @@ import threading
 import traceback
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final, TextIO
 
 from keyside.errors import KeysideError
+from keyside.timestamps import format_timestamp
 from keyside_sidecar.errors import SidecarError
 
 if TYPE_CHECKING:
@@ -214,7 +215,9 @@ def _plain(value: object, depth: int = 0) -> object:
         shown = f"<{memoryview(value).nbytes} bytes>"
     elif isinstance(value, BaseException):
         shown = _name_exception(value)
-    elif isinstance(value, (PurePath, date, timedelta)):
+    elif isinstance(value, datetime):
+        shown = format_timestamp(value)
+    elif isinstance(value, (PurePath, timedelta)):
         shown = str(value)
     elif depth < _MAX_DEPTH and isinstance(value, Mapping):
         shown = ",".join(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC
 from typing import TYPE_CHECKING
 
 import click
 
 from keyside.cli.text import escape
+from keyside.timestamps import format_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 
 
 def format_time(when: datetime | None) -> str:
-    """Return RFC 3339 in UTC, to the second, or ``""``."""
-    if when is None:
-        return ""
-    return when.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat() + "Z"
+    """Return a time as all are written, or ``""`` for none."""
+    return "" if when is None else format_timestamp(when)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -225,7 +225,9 @@ class Key(_message.Message):
     def rollover(self) -> Global___RolloverPolicy: ...
     @_builtins.property
     def next_rollover_at(self) -> _timestamp_pb2.Timestamp:
-        """When its age will roll the key over, unless it was used up earlier."""
+        """When its age will roll the key over, unless it was used up earlier. The same
+        whenever it is asked; in the past where the rollover is overdue.
+        """
 
     def __init__(
         self,

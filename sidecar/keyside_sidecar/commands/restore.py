@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from keyside.quantities import count_of
 from keyside_sidecar.commands.accounts import find_account
 from keyside_sidecar.commands.apart import settle_as
 from keyside_sidecar.commands.init import acting_as
@@ -95,8 +96,9 @@ def _spool(file: BinaryIO) -> BinaryIO:
 def _tell(backup: Backup, contents: Contents, location: SqliteFile | PostgresqlServer) -> None:
     header = backup.header
     click.echo(
-        f"restored the store to {location.place}: {contents.versions:,} versions of "
-        f"{contents.keys:,} keys, {contents.destroyed:,} of them destroyed"
+        f"restored the store to {location.place}: "
+        f"{count_of(contents.versions, 'version')} of {count_of(contents.keys, 'key')}, "
+        f"{contents.destroyed:,} of them destroyed"
     )
     click.echo(
         f"as of {header.made_at}: generation {header.generation}, root key {header.root_key_id}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from keyside.timestamps import format_timestamp
 from keyside_sidecar.access import elevation, grants
 from keyside_sidecar.access.credential import hash_credential, make_access_id, make_credential
 from keyside_sidecar.access.facts import Facts, uids_to_check
@@ -487,7 +488,7 @@ def _describe_end(request: AccessRequest) -> dict[str, object]:
     if request.end_reason is not None:
         details["end_reason"] = str(request.end_reason)
     if request.ended_us is not None:
-        details["ended_at"] = from_microseconds(request.ended_us).isoformat()
+        details["ended_at"] = format_timestamp(from_microseconds(request.ended_us))
     if request.opened:
         details["opened"] = [[one.first, one.last] for one in request.opened]
     if struck := _count_struck(request):
