@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+from keyside._translate import translate_item
 from keyside.errors import InvalidArgument
 from keyside.facts import (
     Caller,
@@ -160,6 +161,9 @@ def read_key(message: keys_pb2.Key) -> Key:
         rollover=_read_policy(message.rollover) if message.HasField("rollover") else None,
         next_rollover_at=read_time(
             message.next_rollover_at, given=message.HasField("next_rollover_at")
+        ),
+        change_refused=(
+            translate_item(message.change_refused) if message.HasField("change_refused") else None
         ),
     )
 

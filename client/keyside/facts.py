@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
+    from keyside.errors import KeysideError
+
 
 class KeyVersionState(enum.Enum):
     """What a key version may be used for."""
@@ -115,6 +117,8 @@ class Key:
             made already; else ``None``.
         rollover: When it rolls over by itself; ``None`` where the sidecar does not say.
         next_rollover_at: When its age will roll it over, unless it is used up earlier.
+        change_refused: What any change of its versions would raise, because this caller may make
+            none; ``None`` where they may, or where the sidecar is too old to say.
     """
 
     name: str
@@ -126,6 +130,7 @@ class Key:
     pending_version: int | None = None
     rollover: RolloverPolicy | None = None
     next_rollover_at: datetime | None = None
+    change_refused: KeysideError | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Final, TextIO
 
 from keyside.errors import KeysideError
+from keyside.quantities import count_of
 from keyside.timestamps import format_timestamp
 from keyside_sidecar.errors import SidecarError
 
@@ -212,7 +213,7 @@ def _plain(value: object, depth: int = 0) -> object:
     elif value is None or isinstance(value, (bool, int, float, str)):
         shown = value
     elif isinstance(value, (bytes, bytearray, memoryview)):
-        shown = f"<{memoryview(value).nbytes} bytes>"
+        shown = f"<{count_of(memoryview(value).nbytes, 'byte')}>"
     elif isinstance(value, BaseException):
         shown = _name_exception(value)
     elif isinstance(value, datetime):

@@ -32,6 +32,7 @@ from keyside.audit.findings import (
 from keyside.audit.lines import FIRST_PREVIOUS, Line, parse_line
 from keyside.audit.walk import Piece, arrange, walk
 from keyside.errors import MalformedRecord
+from keyside.quantities import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -299,7 +300,7 @@ class _Verifier:
         lost = details.get("lost") if isinstance(details, dict) else None
         if isinstance(lost, int) and lost > 0:
             self._warnings.append(
-                f"at its end the last run had {lost:,} records that it could not write: they are "
+                f"at its end the last run could not write {count_of(lost, 'record')}: "
                 "not in the log"
             )
 

@@ -18,6 +18,7 @@ from keyside.cli.tables import format_time
 from keyside.cli.text import escape
 from keyside.cli.timeline import Canvas, draw, summarise
 from keyside.cli.versions import PAGE_SIZE
+from keyside.quantities import count_of
 
 if TYPE_CHECKING:
     from keyside.facts import Key
@@ -67,7 +68,7 @@ def _describe(key: Key, now: datetime) -> list[str]:
     if policy:
         limits = [f"every {format_duration(policy.rotate_every)}"]
         if policy.rotate_after_messages:
-            limits.append(f"after {policy.rotate_after_messages:,} messages")
+            limits.append(f"after {count_of(policy.rotate_after_messages, 'message')}")
         if policy.rotate_after_bytes:
             limits.append(f"after {format_bytes(policy.rotate_after_bytes)}")
         lines.append(
