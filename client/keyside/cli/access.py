@@ -14,6 +14,7 @@ from keyside.cli.amounts import format_duration
 from keyside.cli.connection import ACCESS_ID, KEY_NAME, Connection, as_json, print_json
 from keyside.cli.deciding import approve, cancel, deny, revoke, tell_what_is_unknown
 from keyside.cli.foreseeing import is_unknown_call
+from keyside.cli.helping import Group
 from keyside.cli.moments import DURATION
 from keyside.cli.passwords import password_option, read_password, require_password_source
 from keyside.cli.streams import context_option
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _MAX_VERSION = 2**32 - 1
 
 
-@click.group()
+@click.group(cls=Group)
 def access() -> None:
     """Ask for access to a key, decide about it, use it, and see who has it.
 

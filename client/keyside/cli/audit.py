@@ -17,6 +17,7 @@ from keyside.cli.connection import Connection, as_json
 from keyside.cli.exits import CommandError
 from keyside.cli.explaining import explain
 from keyside.cli.files import Output
+from keyside.cli.helping import Group
 from keyside.cli.text import escape
 from keyside.errors import DeadlineExceeded, LimitExceeded, Unavailable
 
@@ -31,7 +32,7 @@ _SEQUENCE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _MAX_PAGE: Final = 1000
 
 
-@click.group()
+@click.group(cls=Group)
 def audit() -> None:
     """Read this host's audit log, and prove that nobody changed it.
 

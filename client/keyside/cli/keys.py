@@ -9,6 +9,7 @@ import click
 from keyside.cli.asking import require_consent, require_somebody_to_ask
 from keyside.cli.connection import KEY_NAME, Connection, as_json, print_json
 from keyside.cli.foreseeing import require_rotatable
+from keyside.cli.helping import Group
 from keyside.cli.key_facts import key_facts, process_facts, version_facts
 from keyside.cli.show import show
 from keyside.cli.tables import Column, format_time, print_table
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from keyside.facts import Key
 
 
-@click.group()
+@click.group(cls=Group)
 def keys() -> None:
     """List, show and roll keys over; disable and destroy their versions."""
 
@@ -97,7 +98,8 @@ def rotate(
     with connection.open() as client:
         if compromised:
             found = client.get_key(key)
-            require_rotatable(found, expected_current)
+            if not yes:
+                require_rotatable(found, expected_current)
             expected_current = _confirm_compromised(found, expected_current, yes=yes)
         done = client.rotate_key(
             key,

@@ -89,7 +89,8 @@ def destroy(connection: Connection, key: str, number: int, *, yes: bool, as_json
     require_somebody_to_ask(yes=yes)
     with connection.open() as client:
         version = _find_version(client, key, number)
-        require_destroyable(client.get_key(key), number, version)
+        if not yes:
+            require_destroyable(client.get_key(key), number, version)
         require_consent(
             "\n".join(_explain_destruction(key, number, version)),
             f"Destroy version {number} of {key}?",
