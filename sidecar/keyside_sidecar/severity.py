@@ -50,7 +50,7 @@ SEVERITIES: Final[Mapping[str, Severity]] = MappingProxyType(
         "ROOT_KEY_UNUSABLE": Severity.ERROR,
         "KEYS_NOT_READY": Severity.ERROR,
         "ROLLOVER_FAILS": Severity.ERROR,
-        "CLOCK_BEHIND": Severity.WARNING,
+        "CLOCK_BEHIND": Severity.ERROR,
         "DESTRUCTION_SCHEDULED": Severity.WARNING,
         "MESSAGES_UNCOUNTED": Severity.WARNING,
         # The audit log.
