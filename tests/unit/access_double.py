@@ -111,7 +111,8 @@ class AccessDouble(access_pb2_grpc.AccessServiceServicer, audit_pb2_grpc.AuditSe
         """Find nothing wrong with it, unless told to."""
         self.checked.append(request)
         if self.refuses_wish:
-            context.abort(self.refuses_wish, "duration: must be shorter")
+            context.set_trailing_metadata((("grpc-status-details-bin", self.refuses_wish.packed),))
+            context.abort(self.refuses_wish.code, self.refuses_wish.text)
         return access_pb2.CheckAccessRequestResponse()
 
     def ListAccess(
