@@ -87,7 +87,8 @@ def version_in(state: keys_pb2.KeyVersionState.ValueType) -> Callable[[Double], 
 
 
 def table() -> Iterator[tuple[str, Row]]:
-    for command in (("encrypt", "mail"), ("decrypt",), ("rewrap",), ("reencrypt",)):
+    commands: list[tuple[str, ...]] = [("encrypt", "mail"), ("decrypt",)]
+    for command in (*commands, ("rewrap",), ("reencrypt",)):
         name = command[0]
         yield f"{name}: nowhere to write", Row((*command, "-o", "/nowhere/out"), nothing, 73, b"")
         yield f"{name}: sidecar away", Row((*command, "-o", "out"), nothing, 69, b"", NO_SOCKET)
@@ -104,15 +105,15 @@ def table() -> Iterator[tuple[str, Row]]:
                 )
             yield f"{name}: other sidecar", Row((*named, "elsewhere"), nothing, 64, b"--socket")
     yield "encrypt: no key", Row(("encrypt", "other", "-o", "out"), nothing, 77, b"no key other")
-    typed = ("access", "approve", ID), ("access", "deny", ID, "--reason", "no")
-    for command in (*typed, ("access", "activate", ID, "--credential-file", "new"), WISH):
+    approve, deny = ("access", "approve", ID), ("access", "deny", ID, "--reason", "no")
+    people: list[tuple[str, ...]] = [approve, deny]
+    for command in (*people, ("access", "activate", ID, "--credential-file", "new"), WISH):
         yield (
             f"{command[1]}: password in sight",
             Row((*command, "--password-stdin"), nothing, 64, b"would show the password"),
         )
         yield f"{command[1]}: sidecar away", Row(command, nothing, 69, b"", NO_SOCKET)
     yield "request: too long", Row(WISH, refuse_wish, 65, b"must be shorter")
-    approve, deny = typed
     activate = ("access", "activate", ID, "--credential-file")
     for reason, code in (
         ("ACCESS_NOT_YOUR_LEVEL", 77),
