@@ -300,8 +300,8 @@ class _Verifier:
         lost = details.get("lost") if isinstance(details, dict) else None
         if isinstance(lost, int) and lost > 0:
             self._warnings.append(
-                f"at its end the last run could not write {count_of(lost, 'record')}: "
-                "not in the log"
+                f"at its end the last run had {count_of(lost, 'record')} that it could not write, "
+                "and that the log lacks"
             )
 
     def _warn_of_late_seal(self) -> None:

@@ -254,7 +254,7 @@ def _describe_integrity(found: Verification, *, is_anchored: bool) -> str:
             return "integrity:    authentic: as it was written"
         return (
             f"integrity:    authentic to record {found.last_checkpoint.line.sequence:,}; "
-            f"after it {count_of(found.unsealed, 'record is', 'records are')} not sealed yet"
+            f"{count_of(found.unsealed, 'record after it is', 'records after it are')} not sealed yet"
         )
     if is_anchored and found.completeness.value == "cut":
         return "integrity:    unauthenticated: it fits together, and ends before the checkpoint"
