@@ -252,10 +252,9 @@ def _describe_integrity(found: Verification, *, is_anchored: bool) -> str:
     if found.authenticated:
         if not found.unsealed or found.last_checkpoint is None:
             return "integrity:    authentic: as it was written"
-        return (
-            f"integrity:    authentic to record {found.last_checkpoint.line.sequence:,}; "
-            f"{count_of(found.unsealed, 'record after it is', 'records after it are')} not sealed yet"
-        )
+        rest = count_of(found.unsealed, "record after it is", "records after it are")
+        sealed = f"{found.last_checkpoint.line.sequence:,}"
+        return f"integrity:    authentic to record {sealed}; {rest} not sealed yet"
     if is_anchored and found.completeness.value == "cut":
         return "integrity:    unauthenticated: it fits together, and ends before the checkpoint"
     if is_anchored:
