@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from keyside import envelope, errors
     from keyside.access_facts import (
+        AccessAction,
         AccessApproval,
         AccessLevel,
         AccessOperation,
+        AccessProspect,
         AccessRequest,
         AccessState,
         AccessStory,
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
         RolloverPolicy,
         Rotation,
         Serving,
+        Severity,
         SidecarProcess,
         Status,
         VersionChange,
@@ -79,9 +82,11 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AccessAction",
     "AccessApproval",
     "AccessLevel",
     "AccessOperation",
+    "AccessProspect",
     "AccessRefused",
     "AccessRequest",
     "AccessState",
@@ -122,6 +127,7 @@ __all__ = [
     "Rotation",
     "SealedResult",
     "Serving",
+    "Severity",
     "SidecarProcess",
     "Status",
     "Unavailable",
@@ -149,6 +155,7 @@ _FACTS: Final = frozenset(
         "RolloverPolicy",
         "Rotation",
         "Serving",
+        "Severity",
         "SidecarProcess",
         "Status",
         "VersionChange",
@@ -157,6 +164,7 @@ _FACTS: Final = frozenset(
 )
 _ACCESS_FACTS: Final = frozenset(
     {
+        "AccessAction",
         "AccessApproval",
         "AccessLevel",
         "AccessOperation",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from keyside._messages import MAX_PAGE_SIZE, MAX_VERSION, as_context, read_duration, read_time
+from keyside._translate import translate_item
 from keyside.access_facts import (
+    AccessAction,
     AccessApproval,
     AccessLevel,
     AccessOperation,
+    AccessProspect,
     AccessRequest,
     AccessState,
     AccessStory,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 MAX_PASSWORD_BYTES: Final = 1024
 _MAX_COUNT: Final = 2**63 - 1
+_NO_PASSWORD: Final = b"-"  # not sent
 _MAX_UID: Final = 2**32 - 2
 
 
@@ -67,6 +71,21 @@ def request_message(
     )
     message.duration.seconds = duration.days * 86_400 + duration.seconds
     return message
+
+
+def check_message(key: str, **wish: Any) -> access_pb2.CheckAccessRequestRequest:
+    """Build a CheckAccessRequestRequest; takes and raises what ``request_message`` does."""
+    whole = request_message(key, password=_NO_PASSWORD, **wish)
+    return access_pb2.CheckAccessRequestRequest(
+        key=whole.key,
+        reason=whole.reason,
+        ticket=whole.ticket,
+        duration=whole.duration,
+        operations=whole.operations,
+        versions=whole.versions,
+        context=whole.context,
+        max_uses=whole.max_uses,
+    )
 
 
 def list_message(*, include_ended: bool, page_size: int) -> access_pb2.ListAccessRequest:
@@ -220,6 +239,13 @@ def read_request(message: access_pb2.AccessRequest) -> AccessRequest:
         end_comment=message.end_comment,
         levels=tuple(_read_level(level) for level in message.levels),
         used=message.used,
+        prospects=tuple(
+            AccessProspect(
+                _read_action(one.action),
+                translate_item(one.refused) if one.HasField("refused") else None,
+            )
+            for one in message.prospects
+        ),
     )
 
 
@@ -295,6 +321,13 @@ def _read_state(number: access_pb2.AccessState.ValueType) -> AccessState:
         return AccessState[access_pb2.AccessState.Name(number).removeprefix("ACCESS_STATE_")]
     except (KeyError, ValueError):
         return AccessState.UNKNOWN
+
+
+def _read_action(number: access_pb2.AccessAction.ValueType) -> AccessAction:
+    try:
+        return AccessAction[access_pb2.AccessAction.Name(number).removeprefix("ACCESS_ACTION_")]
+    except (KeyError, ValueError):
+        return AccessAction.UNKNOWN
 
 
 def _operation_number(operation: AccessOperation) -> access_pb2.AccessOperation.ValueType:

@@ -86,6 +86,46 @@ class AsyncPeopleCalls(AsyncConnection):
         )
         return read_request(answer.request)
 
+    async def check_access_request(
+        self,
+        key: str,
+        *,
+        reason: str,
+        duration: timedelta,
+        ticket: str = "",
+        operations: Iterable[AccessOperation] = (AccessOperation.DECRYPT,),
+        versions: Iterable[VersionRange | int] = (),
+        context: Mapping[str, str] | None = None,
+        max_uses: int | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Raise what ``request_access`` would with the same values, but for the password.
+
+        Asks for nothing, and promises nothing. The arguments are those of ``request_access``.
+
+        Raises:
+            InvalidArgument: A value is not valid or beyond its limit, which the message states.
+            NotPermitted: The caller may not ask, or there is no such key.
+            AccessRefused: Too many requests are open.
+            KeysideError: As for ``encrypt``.
+        """
+        from keyside._access_messages import check_message
+
+        request = check_message(
+            key,
+            reason=reason,
+            duration=duration,
+            ticket=ticket,
+            operations=operations,
+            versions=versions,
+            context=context,
+            max_uses=max_uses,
+        )
+        await self._call(
+            lambda link, limit_s: link.access.CheckAccessRequest(request, timeout=limit_s),
+            timeout_s,
+        )
+
     def list_access(
         self,
         *,

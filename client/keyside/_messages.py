@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+from keyside._translate import translate_item
 from keyside.errors import InvalidArgument
 from keyside.facts import (
     Caller,
@@ -17,6 +18,7 @@ from keyside.facts import (
     RolloverPolicy,
     Rotation,
     Serving,
+    Severity,
     SidecarProcess,
     Status,
     VersionChange,
@@ -160,6 +162,9 @@ def read_key(message: keys_pb2.Key) -> Key:
         next_rollover_at=read_time(
             message.next_rollover_at, given=message.HasField("next_rollover_at")
         ),
+        change_refused=(
+            translate_item(message.change_refused) if message.HasField("change_refused") else None
+        ),
     )
 
 
@@ -221,6 +226,7 @@ def read_status(message: status_pb2.GetStatusResponse) -> Status:
                 remedy=problem.remedy,
                 since=read_time(problem.since, given=problem.HasField("since")),
                 blocking=problem.blocking,
+                severity=_severity(problem.severity),
             )
             for problem in message.problems
         ),
@@ -279,6 +285,14 @@ def _serving(number: status_pb2.Serving.ValueType) -> Serving:
         return Serving[status_pb2.Serving.Name(number).removeprefix("SERVING_")]
     except (KeyError, ValueError):
         return Serving.UNKNOWN
+
+
+def _severity(number: status_pb2.ProblemSeverity.ValueType) -> Severity:
+    try:
+        name = status_pb2.ProblemSeverity.Name(number)
+        return Severity[name.removeprefix("PROBLEM_SEVERITY_")]
+    except (KeyError, ValueError):
+        return Severity.UNKNOWN
 
 
 def read_time(message: Timestamp, *, given: bool) -> datetime | None:

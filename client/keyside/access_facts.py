@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from keyside.credential import Credential
+    from keyside.errors import KeysideError
 
 
 class AccessOperation(enum.Enum):
@@ -101,6 +102,31 @@ class AccessLevel:
         return self.approvals_given >= self.approvals_needed
 
 
+class AccessAction(enum.Enum):
+    """What somebody may do about a request."""
+
+    UNKNOWN = "UNKNOWN"
+    """One that this client is too old to know."""
+    APPROVE = "APPROVE"
+    DENY = "DENY"
+    CANCEL = "CANCEL"
+    ACTIVATE = "ACTIVATE"
+    REVOKE = "REVOKE"
+
+
+@dataclass(frozen=True, slots=True)
+class AccessProspect:
+    """Whether this caller may do one thing about a request, as the sidecar would decide it now.
+
+    Args:
+        action: What.
+        refused: What the call would raise; ``None`` where they may.
+    """
+
+    action: AccessAction
+    refused: KeysideError | None
+
+
 @dataclass(frozen=True, slots=True)
 class AccessRequest:
     """One person's request for access to one key, and the grant that it may have become.
@@ -130,6 +156,8 @@ class AccessRequest:
         end_comment: What they wrote, or ``""``.
         levels: In the order in which they approve.
         used: Uses so far.
+        prospects: What this caller may do about it, in what ``list_access`` and ``get_access``
+            return; empty elsewhere, and from a sidecar that is too old to say.
     """
 
     id: str
@@ -156,6 +184,27 @@ class AccessRequest:
     end_comment: str
     levels: tuple[AccessLevel, ...]
     used: int
+    prospects: tuple[AccessProspect, ...] = ()
+
+    @property
+    def waiting_level(self) -> AccessLevel | None:
+        """The level whose approval is missing; ``None`` where none is."""
+        if self.state is not AccessState.PENDING:
+            return None
+        return next((level for level in self.levels if not level.is_complete), None)
+
+    @property
+    def is_your_turn(self) -> bool | None:
+        """Whether it waits for this caller; ``None`` where the sidecar did not say."""
+        if self.is_over or self.state is AccessState.ACTIVE:
+            return False
+        asked = {AccessAction.APPROVE, AccessAction.ACTIVATE}
+        told = [one for one in self.prospects if one.action in asked]
+        return any(one.refused is None for one in told) if told else None
+
+    def find_prospect(self, action: AccessAction) -> AccessProspect | None:
+        """Return whether this caller may do something; ``None`` where the sidecar did not say."""
+        return next((one for one in self.prospects if one.action is action), None)
 
     @property
     def is_over(self) -> bool:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
+    from keyside.errors import KeysideError
+
 
 class KeyVersionState(enum.Enum):
     """What a key version may be used for."""
@@ -115,6 +117,8 @@ class Key:
             made already; else ``None``.
         rollover: When it rolls over by itself; ``None`` where the sidecar does not say.
         next_rollover_at: When its age will roll it over, unless it is used up earlier.
+        change_refused: What any change of its versions would raise, because this caller may make
+            none; ``None`` where they may, or where the sidecar is too old to say.
     """
 
     name: str
@@ -126,6 +130,7 @@ class Key:
     pending_version: int | None = None
     rollover: RolloverPolicy | None = None
     next_rollover_at: datetime | None = None
+    change_refused: KeysideError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,16 +192,30 @@ class Serving(enum.Enum):
     NO = "NO"
 
 
+class Severity(enum.Enum):
+    """How grave a problem is."""
+
+    UNKNOWN = "UNKNOWN"
+    """From a sidecar that does not say, or says what this client is too old to know."""
+    NOTE = "NOTE"
+    """To know; it alone degrades nothing."""
+    WARNING = "WARNING"
+    """Weakens what is protected, or will matter later."""
+    ERROR = "ERROR"
+    """Fails now."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Something that is wrong, or that weakens the protection by configuration.
 
     Args:
         reason: A constant such as ``"STORE_UNAVAILABLE"``.
-        summary: One sentence.
-        remedy: What to do about it.
+        summary: One sentence; may be ``""`` for a caller who is allowed nothing.
+        remedy: What to do about it, or ``""``.
         since: Since when, in UTC.
         blocking: It keeps some call from being served.
+        severity: How grave it is.
     """
 
     reason: str
@@ -204,6 +223,7 @@ class Problem:
     remedy: str
     since: datetime | None
     blocking: bool
+    severity: Severity = Severity.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +264,7 @@ class Status:
 
     Args:
         serving: Whether it answers encryption calls.
-        version: The program's version.
+        version: The program's version; ``""`` for a caller who is allowed nothing.
         started_at: When it started, in UTC.
         problems: What is wrong.
         you: Who it thinks is asking; ``None`` if it does not say.

@@ -13,6 +13,9 @@ from typing import Final
 
 import click
 
+from keyside.cli.completing import add_completion
+from keyside.cli.helping import Group, add_examples
+from keyside_sidecar.commands.examples import EXAMPLES
 from keyside_sidecar.errors import (
     ConfigError,
     CustodianUnavailable,
@@ -38,7 +41,7 @@ _EX_UNAVAILABLE: Final = 69
 _EX_CONFIG: Final = 78
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
     "config_path",
@@ -52,6 +55,8 @@ _EX_CONFIG: Final = 78
 @click.pass_context
 def cli(context: click.Context, config_path: Path) -> None:
     """Keyside's daemon: encryption for this host's services, without giving them keys."""
+    if context.invoked_subcommand == "completion":
+        return  # needs nothing of the daemon's
     missing = [name for name in _SIDECAR_MODULES if importlib.util.find_spec(name) is None]
     if missing:
         raise StartupError(
@@ -175,6 +180,10 @@ def serve(config_path: Path, *, accept_rollback: bool) -> int:
     from keyside_sidecar.commands.serve import run_serve
 
     return run_serve(config_path, accept_rollback=accept_rollback)
+
+
+add_completion("keysided", cli)
+add_examples("keysided", cli, EXAMPLES)
 
 
 def main() -> None:

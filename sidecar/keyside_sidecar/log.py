@@ -22,11 +22,13 @@ import threading
 import traceback
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final, TextIO
 
 from keyside.errors import KeysideError
+from keyside.quantities import count_of
+from keyside.timestamps import format_timestamp
 from keyside_sidecar.errors import SidecarError
 
 if TYPE_CHECKING:
@@ -211,10 +213,12 @@ def _plain(value: object, depth: int = 0) -> object:
     elif value is None or isinstance(value, (bool, int, float, str)):
         shown = value
     elif isinstance(value, (bytes, bytearray, memoryview)):
-        shown = f"<{memoryview(value).nbytes} bytes>"
+        shown = f"<{count_of(memoryview(value).nbytes, 'byte')}>"
     elif isinstance(value, BaseException):
         shown = _name_exception(value)
-    elif isinstance(value, (PurePath, date, timedelta)):
+    elif isinstance(value, datetime):
+        shown = format_timestamp(value)
+    elif isinstance(value, (PurePath, timedelta)):
         shown = str(value)
     elif depth < _MAX_DEPTH and isinstance(value, Mapping):
         shown = ",".join(

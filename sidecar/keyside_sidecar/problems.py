@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
 
 from keyside.names import KeyName
-from keyside_sidecar.peer.pidfd import kernel_gives_peer_pidfd
+from keyside.quantities import count_of
+from keyside_sidecar.log import event
 from keyside_sidecar.serving import Problem
+from keyside_sidecar.severity import severity_of
+from keyside_sidecar.weaknesses import find_person_logins_off, find_pidfd_fallback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from keyside_sidecar.audit.sender import AuditSender
     from keyside_sidecar.config import Config
     from keyside_sidecar.keys import Keyring
     from keyside_sidecar.peer.membership import Membership
     from keyside_sidecar.serving import ServingBoard
+    from keyside_sidecar.weaknesses import Weakness
+
+_log: Final = logging.getLogger(__name__)
 
 
 def describe_weaknesses(board: ServingBoard, config: Config) -> None:
     """Put on the board what the configuration and this kernel weaken for the whole run."""
-    if config.identity.person_logins == "off":
-        board.add_standing(
-            "PERSON_LOGINS_OFF",
-            "people's own processes are served like services",
-            'set identity.person_logins = "refuse" outside a developer\'s machine',
-        )
-    if not kernel_gives_peer_pidfd():
-        board.add_standing(
-            "PEER_PIDFD_FALLBACK",
-            "this kernel has no SO_PEERPIDFD; callers' processes are found by number",
-            "use Linux 6.5 or newer",
-        )
+    for weakness in (*find_person_logins_off(config), *find_pidfd_fallback()):
+        add_weakness(board, weakness)
+
+
+def add_weakness(board: ServingBoard, weakness: Weakness) -> None:
+    """Put a weakness on the board, and say so in the log."""
+    board.add_standing(weakness.reason, weakness.summary, weakness.remedy)
+    event(
+        _log,
+        severity_of(weakness.reason).log_level,
+        "weakened",
+        reason=weakness.reason,
+        summary=weakness.summary,
+        what_to_do=weakness.remedy,
+    )
+
+
+def read_notice(notice: Sequence[Any]) -> Problem:
+    """Return what the supervisor has to say: reason, summary, remedy and since when."""
+    reason, summary, remedy, since_s = notice
+    return Problem(reason, summary, remedy, datetime.fromtimestamp(since_s, UTC))
 
 
 def list_keyring_problems(
@@ -61,7 +78,8 @@ def list_keyring_problems(
     if missing:
         yield Problem(
             "KEYS_NOT_READY",
-            f"{len(missing)} of {len(config.keys)} keys have no current version in memory",
+            f"of {count_of(len(config.keys), 'key')}, {len(missing):,} "
+            f"{'has' if len(missing) == 1 else 'have'} no current version in memory",
             "see the sidecar's log for the store or the root key",
             problem.since if problem is not None else board.started_at,
             blocks_encryption=True,

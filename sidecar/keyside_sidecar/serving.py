@@ -19,6 +19,8 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from keyside_sidecar.severity import Severity, severity_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import datetime
@@ -59,18 +61,23 @@ class Problem:
     summary_for_strangers: str = ""
     is_alarm: bool = False
 
+    @property
+    def severity(self) -> Severity:
+        """How grave it is."""
+        return severity_of(self.reason)
+
 
 class ServingBoard:
     """Gathers problems from those who see them.
 
     Args:
         clock: For since when.
+        started_at: When the sidecar was started, as far as that was before this worker.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, started_at: datetime | None = None) -> None:
         self.phase = Phase.STARTING
-        self.started_at = clock.now()
+        self.started_at = started_at or clock.now()
         # Successors serve: calls that last end, so that they come back to those.
         self.is_succeeded = False
         self._notice: Problem | None = None
@@ -79,15 +86,15 @@ class ServingBoard:
 
     def add_standing(self, reason: str, summary: str, remedy: str) -> None:
         """Add something that holds for the whole run and blocks nothing."""
-        self._standing.append(Problem(reason, summary, remedy, self._clock.now()))
+        self._standing.append(Problem(reason, summary, remedy, self.started_at))
 
-    def set_notice(self, notice: tuple[str, str, str] | None) -> None:
+    def set_notice(self, notice: Problem | None) -> None:
         """Show what the supervisor has to say, in place of what it said before.
 
         Args:
-            notice: Reason, summary and remedy; None: nothing any more.
+            notice: The problem; None: there is none any more.
         """
-        self._notice = None if notice is None else Problem(*notice, self._clock.now())
+        self._notice = notice
 
     def add_source(self, source: Callable[[], Iterable[Problem]]) -> None:
         """Ask ``source`` for its problems whenever someone wants to know."""
@@ -99,6 +106,10 @@ class ServingBoard:
         found.sort(key=lambda problem: not (problem.blocks_encryption or problem.blocks_keys))
         notices = () if self._notice is None else (self._notice,)
         return (*found, *notices, *self._standing)
+
+    def is_degraded(self) -> bool:
+        """Return whether anything needs attention: notes do not."""
+        return any(problem.severity > Severity.NOTE for problem in self.problems())
 
     def serves_encryption(self) -> bool:
         """Return whether EncryptionService is served."""

@@ -25,6 +25,7 @@ import logging
 import signal
 import socket
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar import notify
@@ -133,6 +134,7 @@ class Supervisor:
             groups=account.groups if account else (),
             public_path=listener.path,
             accept_rollback=accept_rollback,
+            started_at=datetime.now(UTC),
         )
         self._reload = Reload(
             self._loop,
@@ -148,7 +150,8 @@ class Supervisor:
         self._next: WorkerSettings | None = None
         self._next_generation = 0
         self._generations = itertools.count(1)
-        self._notice: tuple[str, str, str] | None = None
+        # With since when: every worker tells the same time, one that is started later too.
+        self._notice: tuple[str, str, str, float] | None = None
         self._workers_wanted = config.sidecar.workers
         self._wakeups: tuple[socket.socket, socket.socket] | None = None
         self._announced = False
@@ -380,8 +383,8 @@ class Supervisor:
                 self._crew.kill(member, "the reload failed")
             self._want_workers()
             self._fork_replacements()
-        self._notice = notice
-        self._crew.tell({"notice": notice})
+        self._notice = None if notice is None else (*notice, datetime.now(UTC).timestamp())
+        self._crew.tell({"notice": self._notice})
         self._reload_if_wanted()
 
     def _kill_retired(self) -> None:

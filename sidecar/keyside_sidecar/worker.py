@@ -39,14 +39,18 @@ from keyside_sidecar.peer.connection import Connection
 from keyside_sidecar.peer.credential import PeerCredential
 from keyside_sidecar.peer.private_directory import PrivateDirectory
 from keyside_sidecar.problems import (
+    add_weakness,
     describe_weaknesses,
     list_audit_problems,
     list_keyring_problems,
     list_membership_problems,
+    read_notice,
 )
 from keyside_sidecar.serving import Phase, ServingBoard
+from keyside_sidecar.weaknesses import describe_unlocked_memory
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
 
     from keyside_sidecar.access.policy import Policy
@@ -77,6 +81,7 @@ class WorkerSettings:
         groups: That account's supplementary groups.
         public_path: The public socket's path, for the start-up self-call.
         accept_rollback: Whether to take a store that is older than its audit log.
+        started_at: When the sidecar was started, so that all its workers tell the same.
     """
 
     config: Config
@@ -86,6 +91,7 @@ class WorkerSettings:
     groups: tuple[int, ...]
     public_path: str
     accept_rollback: bool = False
+    started_at: datetime | None = None
 
 
 def run_worker(settings: WorkerSettings, channel: Channel, audit: socket.socket) -> int:
@@ -120,11 +126,7 @@ def run_worker(settings: WorkerSettings, channel: Channel, audit: socket.socket)
         directory = PrivateDirectory.make(settings.public_path)
         worker = Worker(settings, channel, audit, assembly.Parts, directory.path)
         if not memory.locked:
-            worker.board.add_standing(
-                "MEMORY_NOT_LOCKED",
-                f"key material may be written to swap: {memory.why}",
-                "set LimitMEMLOCK=infinity in the service's unit, or use encrypted swap",
-            )
+            add_weakness(worker.board, describe_unlocked_memory(memory.why))
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(worker.run())
@@ -167,7 +169,7 @@ class Worker:
         parts: Any,
         directory: Path,
     ) -> None:
-        self.board = ServingBoard(SystemClock())
+        self.board = ServingBoard(SystemClock(), settings.started_at)
         self._settings = settings
         self._channel = channel
         self._audit = audit
@@ -287,8 +289,8 @@ class Worker:
         elif "serve" in packet.fields:
             self._serves.set()
         elif "notice" in packet.fields:
-            notice = packet.fields["notice"]  # [reason, summary, remedy], or null
-            self.board.set_notice(None if notice is None else tuple(notice))
+            notice = packet.fields["notice"]  # [reason, summary, remedy, since], or null
+            self.board.set_notice(None if notice is None else read_notice(notice))
         elif "drain" in packet.fields:
             succeeded = packet.fields.get("succeeded") is True
             self._begin_drain(_Dismissal(float(packet.fields["drain"]), succeeded=succeeded))

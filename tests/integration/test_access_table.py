@@ -68,6 +68,7 @@ ENABLE = "/keyside.v1.KeyService/EnableVersion"
 DESTROY = "/keyside.v1.KeyService/DestroyVersion"
 CANCEL_DESTROY = "/keyside.v1.KeyService/CancelDestroyVersion"
 REQUEST = "/keyside.v1.AccessService/RequestAccess"
+CHECK_REQUEST = "/keyside.v1.AccessService/CheckAccessRequest"
 LIST_ACCESS = "/keyside.v1.AccessService/ListAccess"
 GET_ACCESS = "/keyside.v1.AccessService/GetAccess"
 APPROVE = "/keyside.v1.AccessService/ApproveAccess"
@@ -87,7 +88,7 @@ NO_SUCH_REQUEST = "ar-aaaaaaaaaaaa"
 
 COLUMNS = (
     *(LIST_KEYS, GET_KEY, ROTATE_KEY, DISABLE, ENABLE, DESTROY, CANCEL_DESTROY),
-    *(REQUEST, LIST_ACCESS, GET_ACCESS, APPROVE, DENY, CANCEL, ACTIVATE, REVOKE),
+    *(REQUEST, CHECK_REQUEST, LIST_ACCESS, GET_ACCESS, APPROVE, DENY, CANCEL, ACTIVATE, REVOKE),
     *(SEARCH, CHECKPOINT),
     *(BATCH_ENCRYPT, BATCH_DECRYPT, BATCH_REWRAP, GENERATE_DATA_KEY, DECRYPT_DATA_KEY),
     *(ENCRYPT, DECRYPT, REWRAP, REENCRYPT, GET_STATUS, CHECK, LIST, WATCH, REFLECT, NO_SUCH_RPC),
@@ -130,33 +131,33 @@ no-account        nobody nobody nobody nobody nobody nobody nobody
 """
 # Without [elevation] nobody asks or decides; test_elevation.py has the table of those who may.
 ACCESS_TABLE = """
-                  Reque. List   Get    Appro. Deny   Cancel Activ. Revoke Search Check.
------------------ ------ ------ ------ ------ ------ ------ ------ ------ ------ ------
-allowed-service   not-rq no     no     not-ap not-ap not-rq not-rq no     yes    no
-encrypt-only      not-rq no     no     not-ap not-ap not-rq not-rq no     yes    no
-other-service     not-rq no     no     not-ap not-ap not-rq not-rq no     yes    no
-stranger          no     no     no     no     no     no     no     no     no     no
-root              no     no     no     no     no     no     no     no     no     no
-operator          op     yes    unk    not-ap not-ap not-rq op     unk    yes    yes
-operator-service  op     yes    unk    not-ap not-ap not-rq op     unk    yes    yes
-auditor           not-rq yes    unk    not-ap not-ap not-rq not-rq no     yes    yes
-auditor-service   not-rq yes    unk    not-ap not-ap not-rq not-rq no     yes    yes
-person-service    person person person person person person person person person person
-person-operator   op     yes    unk    not-ap not-ap not-rq op     unk    yes    yes
-person-auditor    not-rq yes    unk    not-ap not-ap not-rq not-rq no     yes    yes
-overflow-uid      o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid
-overflow-gid      o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid
-too-many-groups   unread unread unread unread unread unread unread unread unread unread
-ended             ended  ended  ended  ended  ended  ended  ended  ended  ended  ended
-unknown-address   who    who    who    who    who    who    who    who    who    who
-unknown-public    who    who    who    who    who    who    who    who    who    who
-service-inside    not-rq no     no     not-ap not-ap not-rq not-rq no     yes    no
-unmapped-uid      o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid
-unmapped-gid      o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid
-session-id-alone  person person person person person person person person person person
-pid-zero          pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0
-login-unreadable  login  login  login  login  login  login  login  login  login  login
-no-account        nobody nobody nobody nobody nobody nobody nobody nobody nobody nobody
+                  Reque. CheckR List   Get    Appro. Deny   Cancel Activ. Revoke Search Check.
+----------------- ------ ------ ------ ------ ------ ------ ------ ------ ------ ------ ------
+allowed-service   not-rq not-rq no     no     not-ap not-ap not-rq not-rq no     yes    no
+encrypt-only      not-rq not-rq no     no     not-ap not-ap not-rq not-rq no     yes    no
+other-service     not-rq not-rq no     no     not-ap not-ap not-rq not-rq no     yes    no
+stranger          no     no     no     no     no     no     no     no     no     no     no
+root              no     no     no     no     no     no     no     no     no     no     no
+operator          op     op     yes    unk    not-ap not-ap not-rq op     unk    yes    yes
+operator-service  op     op     yes    unk    not-ap not-ap not-rq op     unk    yes    yes
+auditor           not-rq not-rq yes    unk    not-ap not-ap not-rq not-rq no     yes    yes
+auditor-service   not-rq not-rq yes    unk    not-ap not-ap not-rq not-rq no     yes    yes
+person-service    person person person person person person person person person person person
+person-operator   op     op     yes    unk    not-ap not-ap not-rq op     unk    yes    yes
+person-auditor    not-rq not-rq yes    unk    not-ap not-ap not-rq not-rq no     yes    yes
+overflow-uid      o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid
+overflow-gid      o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid
+too-many-groups   unread unread unread unread unread unread unread unread unread unread unread
+ended             ended  ended  ended  ended  ended  ended  ended  ended  ended  ended  ended
+unknown-address   who    who    who    who    who    who    who    who    who    who    who
+unknown-public    who    who    who    who    who    who    who    who    who    who    who
+service-inside    not-rq not-rq no     no     not-ap not-ap not-rq not-rq no     yes    no
+unmapped-uid      o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid  o-uid
+unmapped-gid      o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid  o-gid
+session-id-alone  person person person person person person person person person person person
+pid-zero          pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0  pid-0
+login-unreadable  login  login  login  login  login  login  login  login  login  login  login
+no-account        nobody nobody nobody nobody nobody nobody nobody nobody nobody nobody nobody
 """
 # What an item of a batch is told counts as what the batch is told.
 BATCH_TABLE = """
@@ -427,6 +428,7 @@ def requests(envelope: bytes, key: str = "mail-credentials") -> dict[str, Messag
         CANCEL_DESTROY: keys_pb2.CancelDestroyVersionRequest(name=key, number=1),
         ENABLE: keys_pb2.EnableVersionRequest(name=key, number=1),
         REQUEST: access_pb2.RequestAccessRequest(key=key, reason="why", password=b"guess"),
+        CHECK_REQUEST: access_pb2.CheckAccessRequestRequest(key=key, reason="why"),
         LIST_ACCESS: access_pb2.ListAccessRequest(),
         GET_ACCESS: access_pb2.GetAccessRequest(id=NO_SUCH_REQUEST),
         APPROVE: access_pb2.ApproveAccessRequest(id=NO_SUCH_REQUEST, password=b"guess"),

@@ -199,3 +199,34 @@ def test_a_store_on_a_server_is_backed_up_and_restored(postgresql_server: Server
             sidecar.kill()
             first.drop()
             second.drop()
+
+
+def test_restore_refuses_what_it_can_before_it_reads_the_backup(sidecar: Sidecar) -> None:
+    """There is a store already: said at once, while whoever sends the backup has sent nothing."""
+    config = ("--config", str(sidecar.config_path))
+    command = [PYTHON, "-m", "keyside_sidecar", *config, "restore", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as restore:
+        try:
+            assert restore.wait(timeout=30) == 73
+            assert restore.stderr is not None
+            assert b"there is a store" in restore.stderr.read()
+        finally:
+            restore.kill()
+
+
+def test_a_backup_is_not_read_from_a_terminal(sidecar: Sidecar) -> None:
+    move_away(sidecar)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        config = ("--config", str(sidecar.config_path))
+        os.execv(PYTHON, [PYTHON, "-m", "keyside_sidecar", *config, "restore", "-"])
+    shown = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    except OSError:  # nobody is there any more
+        pass
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 64
+    assert b"a backup is not typed" in shown
+    assert not sidecar.store.exists()

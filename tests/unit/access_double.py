@@ -83,6 +83,8 @@ class AccessDouble(access_pb2_grpc.AccessServiceServicer, audit_pb2_grpc.AuditSe
         self.records: list[audit_pb2.AuditRecord] = []
         self.page = 100
         self.asked: list[Any] = []
+        self.checked: list[Any] = []
+        self.refuses_wish: Any = None
         self.before_answer: Callable[[str], None] = lambda _: None
 
     def _begin(self, name: str, context: Any) -> None:
@@ -102,6 +104,16 @@ class AccessDouble(access_pb2_grpc.AccessServiceServicer, audit_pb2_grpc.AuditSe
         made.key = request.key
         self.access[made.id] = made
         return access_pb2.RequestAccessResponse(request=made)
+
+    def CheckAccessRequest(
+        self, request: access_pb2.CheckAccessRequestRequest, context: Any
+    ) -> access_pb2.CheckAccessRequestResponse:
+        """Find nothing wrong with it, unless told to."""
+        self.checked.append(request)
+        if self.refuses_wish:
+            context.set_trailing_metadata((("grpc-status-details-bin", self.refuses_wish.packed),))
+            context.abort(self.refuses_wish.code, self.refuses_wish.text)
+        return access_pb2.CheckAccessRequestResponse()
 
     def ListAccess(
         self, request: access_pb2.ListAccessRequest, context: Any

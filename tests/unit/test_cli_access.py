@@ -142,7 +142,7 @@ def test_an_approver_sees_what_is_asked_and_types_unseen(double: Double) -> None
         "versions:   3-5, 7",
         "context:    account=42",
         "for:        30 min, 10 uses at most",
-        "level 1:    managers, 0 of 1 approvals",
+        "level 1:    managers, 0 of 1 approval",
         "level 2:    legal, 1 of 2 approvals",
         "            2023-11-14T22:14:20Z  carol (uid 1105)",
         f"Approve {ID}? [y/N] y",
@@ -240,7 +240,7 @@ def test_the_whole_story_is_told(double: Double) -> None:
     shown = run(double, "access", "show", ID).stdout.decode().splitlines()
     assert shown[0] == f"{ID}: ENDED (REVOKED)"
     assert shown[9:] == [
-        "level 1:    managers, 1 of 1 approvals",
+        "level 1:    managers, 1 of 1 approval",
         "            2023-11-14T22:14:20Z  bob (uid 1103): fine",
         "level 2:    legal, 2 of 2 approvals",
         "            2023-11-14T22:14:20Z  carol (uid 1105) (counts no longer: LEFT_GROUP)",
@@ -269,9 +269,10 @@ def test_lists_show_what_is_open_or_everything(double: Double) -> None:
         [OTHER_ID, "ENDED", "DENIED", "mail", "anna", "decrypt", "30", "min", "0/3", "0/10"],
     ]
     shown = run(double, "access", "list").stdout.decode().splitlines()
-    assert [line.split()[:-1] for line in shown[1:]] == rows[:1]
+    assert [line.split()[:-2] for line in shown[1:]] == rows[:1]
     shown = run(double, "access", "list", "--all").stdout.decode().splitlines()
-    assert [line.split()[:-1] for line in shown[1:]] == rows
+    assert [line.split()[:-2] for line in shown[1:]] == rows
+    assert [line.split()[-1] for line in shown[1:]] == ["legal", "-"]
 
 
 def test_json_has_its_documented_shape(double: Double, tmp_path: Path) -> None:
@@ -299,6 +300,8 @@ def test_json_has_its_documented_shape(double: Double, tmp_path: Path) -> None:
         "end_reason": None,
         "ended_by": None,
         "end_comment": None,
+        "waits_for": {"group": "managers", "approvals_missing": 1, "person": None},
+        "your_turn": None,
         "levels": [
             {"group": "managers", "approvals_needed": 1, "approvals_given": 0, "approvals": []},
             {"group": "legal", "approvals_needed": 2, "approvals_given": 0, "approvals": []},

@@ -196,7 +196,10 @@ def test_status_exits_0_only_when_serving(double: Double, serving: str, exit_cod
     double.serving = status_pb2.Serving.Value(f"SERVING_{serving}")
     double.problems = [
         status_pb2.Problem(
-            reason="MEMORY_NOT_LOCKED", summary="keys\ncan be swapped", remedy="raise the limit"
+            reason="MEMORY_NOT_LOCKED",
+            summary="keys\ncan be swapped",
+            remedy="raise the limit",
+            severity=status_pb2.PROBLEM_SEVERITY_NOTE,
         )
     ]
     finished = run(double, "status")
@@ -206,7 +209,7 @@ def test_status_exits_0_only_when_serving(double: Double, serving: str, exit_cod
         "sidecar: 0.1.0, since 2023-11-14T22:13:20Z\n"
         "you:     uid 2 (evil\\u202e\\x1b[2J), gid 3, pid 1, no login\n"
         "key:     mail, version 7, ready\n"
-        "problem: MEMORY_NOT_LOCKED\n"
+        "note:    MEMORY_NOT_LOCKED\n"
         "         keys\\x0acan be swapped\n"
         "         what to do: raise the limit\n"
     )
@@ -219,6 +222,7 @@ def test_status_exits_0_only_when_serving(double: Double, serving: str, exit_cod
         "problems": [
             {
                 "reason": "MEMORY_NOT_LOCKED",
+                "severity": "NOTE",
                 "summary": "keys\ncan be swapped",
                 "remedy": "raise the limit",
                 "since": None,

@@ -76,7 +76,7 @@ def test_a_directory_is_walked_and_every_envelope_is_replaced(
     before = sealed(tree)
     assert call(double, command, str(tree)) == 0
     word = "rewrapped" if command == "rewrap" else "re-encrypted"
-    assert capsys.readouterr().out == f"6 files {word}; 1 no envelopes\n"
+    assert capsys.readouterr().out == f"6 files {word}; 1 no envelope\n"
     after = sealed(tree)
     assert {version_of(envelope) for envelope in after.values()} == {2}
     opens(double, tree)
@@ -280,7 +280,7 @@ def test_what_cant_be_done_is_named_and_the_rest_is_done(
     (tree / "future").write_bytes(b"KSE\x02" + bytes(100))
     assert call(double, "rewrap", str(tree)) == 73
     shown = capsys.readouterr()
-    assert "4 files rewrapped; 1 no envelopes; 5 failed" in shown.out
+    assert "4 files rewrapped; 1 no envelope; 5 failed" in shown.out
     assert "0.sealed: it has 1 other name (hard links), which would keep the old" in shown.err
     assert "1.sealed: it begins as an envelope does, but is cut short or damaged" in shown.err
     assert "cut\\x1b[31m\\x0a: it begins as an envelope" in shown.err
@@ -451,6 +451,6 @@ def test_progress_is_shown_on_a_terminal_and_taken_away(double: EnvelopeDouble, 
     code, shown = on_terminal(double, "rewrap", str(tree), typed=b"")
     assert code == 0
     assert b"\r\x1b[K1 file, 1 rewrapped, " in shown
-    assert shown.endswith(b"\r\x1b[K6 files rewrapped; 1 no envelopes\r\n")
+    assert shown.endswith(b"\r\x1b[K6 files rewrapped; 1 no envelope\r\n")
     piped: Double = double
     assert run(piped, "rewrap", str(tree)).stderr == b""

@@ -127,7 +127,7 @@ def test_known_values_are_written_plainly() -> None:
         odd=uuid.UUID(int=1),
     )
     assert line.endswith(
-        'state=CURRENT at="2026-01-31 00:00:00+00:00" path=/run/k rate=0.5 ids="1,2" odd="<UUID>"'
+        'state=CURRENT at=2026-01-31T00:00:00Z path=/run/k rate=0.5 ids="1,2" odd="<UUID>"'
     )
 
 

@@ -33,6 +33,7 @@ from keyside.audit.findings import (
 from keyside.audit.lines import FIRST_PREVIOUS, Line, is_plain_number, parse_line
 from keyside.audit.walk import Piece, arrange, walk
 from keyside.errors import MalformedRecord
+from keyside.quantities import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -308,8 +309,8 @@ class _Verifier:
         lost = details.get("lost") if isinstance(details, dict) else None
         if isinstance(lost, int) and lost > 0:
             self._warnings.append(
-                f"at its end the last run had {lost:,} records that it could not write: they are "
-                "not in the log"
+                f"at its end the last run had {count_of(lost, 'record')} that it could not write, "
+                "and that the log lacks"
             )
 
     def _warn_of_late_seal(self) -> None:

@@ -65,8 +65,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         code = exits.INTERRUPTED
     except BrokenPipeError:
         code = exits.BROKEN_PIPE
-    except SystemExit as error:  # a signal's, or click's own 1 for a pipe that nobody reads
-        code = error.code if isinstance(error.code, int) and error.code > 1 else exits.BROKEN_PIPE
+    except SystemExit as error:  # a signal's, completion's 0, or click's 1: nobody reads the pipe
+        code = error.code if isinstance(error.code, int) and error.code != 1 else exits.BROKEN_PIPE
     except Exception as error:  # noqa: BLE001  (the text of an unforeseen error may hold data)
         sys.stderr.write("".join(traceback.format_tb(error.__traceback__)))
         _complain(f"internal error ({type(error).__name__})", "report this with the lines above it")

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from keyside.access_facts import AccessOperation, VersionRange
 from keyside.cli.access_facts import request_facts, use_facts
-from keyside.cli.access_text import describe_story
+from keyside.cli.access_text import describe_story, describe_turn
 from keyside.cli.activating import activate
 from keyside.cli.amounts import format_duration
 from keyside.cli.connection import ACCESS_ID, KEY_NAME, Connection, as_json, print_json
 from keyside.cli.deciding import approve, cancel, deny, revoke, tell_what_is_unknown
+from keyside.cli.foreseeing import is_unknown_call
+from keyside.cli.helping import Group
 from keyside.cli.moments import DURATION
 from keyside.cli.passwords import password_option, read_password, require_password_source
 from keyside.cli.streams import context_option
-from keyside.cli.tables import format_time, print_table
+from keyside.cli.tables import Column, format_time, print_table
 from keyside.cli.text import escape
 from keyside.cli.watching import watch
+from keyside.errors import KeysideError
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 _MAX_VERSION = 2**32 - 1
 
 
-@click.group()
+@click.group(cls=Group)
 def access() -> None:
     """Ask for access to a key, decide about it, use it, and see who has it.
 
@@ -126,21 +129,25 @@ def request(
     and it was activated. Ask for as little as will do: it is easier to approve.
     """
     require_password_source(from_stdin=password_stdin)
+    wish: dict[str, Any] = {
+        "reason": reason,
+        "duration": duration,
+        "ticket": ticket,
+        "operations": operations,
+        "versions": versions,
+        "context": context,
+        "max_uses": max_uses,
+        "timeout_s": connection.given_timeout_s,
+    }
     with connection.open() as client:
+        try:
+            client.check_access_request(key, **wish)
+        except KeysideError as error:
+            if not is_unknown_call(error):
+                raise
         password = read_password("Your password:", from_stdin=password_stdin)
         with tell_what_is_unknown("see whether it was made: keyside access list"):
-            made = client.request_access(
-                key,
-                reason=reason,
-                duration=duration,
-                password=password,
-                ticket=ticket,
-                operations=operations,
-                versions=versions,
-                context=context,
-                max_uses=max_uses,
-                timeout_s=connection.given_timeout_s,
-            )
+            made = client.request_access(key, password=password, **wish)
     if as_json:
         print_json({"request": request_facts(made)})
         return
@@ -159,14 +166,29 @@ def request(
 @as_json
 @click.pass_obj
 def list_command(connection: Connection, *, everything: bool, as_json: bool) -> None:
-    """List requests and grants: yours, or everybody's where you may see them."""
+    """List requests and grants: yours, or everybody's where you may see them.
+
+    WAITS FOR names the group whose approval is next, or whoever has to activate it; "you" says that
+    it is your turn.
+    """
     with connection.open() as client:
         found = list(client.list_access(include_ended=everything))
     if as_json:
         print_json({"requests": [request_facts(one) for one in found]})
         return
     print_table(
-        ("ID", "STATE", "KEY", "WHO", "OPERATIONS", "FOR", "APPROVALS", "USED", "UNTIL"),
+        (
+            Column("ID", 0),
+            Column("STATE", 1, least=8),
+            Column("KEY", 3, least=8),
+            Column("WHO", 4, least=6),
+            Column("OPERATIONS", 7, least=10),
+            Column("FOR", 8),
+            Column("APPROVALS", 6),
+            Column("USED", 9),
+            Column("UNTIL", 5),
+            Column("WAITS FOR", 2, least=9),
+        ),
         [_row(one) for one in found],
     )
 
@@ -205,6 +227,7 @@ def _row(request: AccessRequest) -> tuple[str, ...]:
         f"{given}/{needed}",
         str(request.used) + (f"/{request.max_uses}" if request.max_uses else ""),
         format_time(_until(request)),
+        describe_turn(request),
     )
 
 

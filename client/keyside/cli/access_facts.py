@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from keyside.access_facts import AccessState
 from keyside.cli.tables import format_time
 
 if TYPE_CHECKING:
@@ -36,8 +37,21 @@ def request_facts(request: AccessRequest) -> dict[str, object]:
         "end_reason": request.end_reason or None,
         "ended_by": person_facts(request.ended_by) if request.ended_by else None,
         "end_comment": request.end_comment or None,
+        "waits_for": _waits_for(request),
+        "your_turn": request.is_your_turn,
         "levels": [_level_facts(level) for level in request.levels],
     }
+
+
+def _waits_for(request: AccessRequest) -> dict[str, object] | None:
+    level = request.waiting_level
+    if level is not None:
+        missing = level.approvals_needed - level.approvals_given
+        return {"group": level.group, "approvals_missing": missing, "person": None}
+    if request.state is AccessState.APPROVED:
+        person = person_facts(request.requester)
+        return {"group": None, "approvals_missing": 0, "person": person}
+    return None
 
 
 def use_facts(use: AccessUse) -> dict[str, object]:

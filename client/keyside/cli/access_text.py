@@ -9,6 +9,7 @@ from keyside.access_facts import AccessState
 from keyside.cli.amounts import format_duration
 from keyside.cli.tables import format_time
 from keyside.cli.text import escape
+from keyside.quantities import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,7 +52,11 @@ def describe_asked(request: AccessRequest) -> list[str]:
         f"versions:   {describe_versions(request) or 'any'}",
         f"context:    {describe_pairs(request.context) or 'any'}",
         f"for:        {format_duration(request.duration)}, "
-        + (f"{request.max_uses:,} uses at most" if request.max_uses else "any number of uses"),
+        + (
+            f"{count_of(request.max_uses, 'use')} at most"
+            if request.max_uses
+            else "any number of uses"
+        ),
     ]
     return lines
 
@@ -59,7 +64,7 @@ def describe_asked(request: AccessRequest) -> list[str]:
 def describe_levels(levels: Iterable[AccessLevel]) -> Iterator[str]:
     """Yield each level with who approved there, the struck approvals too."""
     for number, level in enumerate(levels, start=1):
-        needed = f"{level.approvals_given} of {level.approvals_needed} approvals"
+        needed = f"{level.approvals_given} of {count_of(level.approvals_needed, 'approval')}"
         yield f"level {number}:    {escape(level.group)}, {needed}"
         for approval in level.approvals:
             who = describe_person(approval.person)
@@ -72,11 +77,13 @@ def describe_state(request: AccessRequest, now: datetime | None = None) -> str:
     """Return how far a request has come, and how long that lasts."""
     moment = now or datetime.now(UTC)
     if request.state is AccessState.PENDING:
-        waits = next((level.group for level in request.levels if not level.is_complete), "")
+        waits = request.waiting_level.group if request.waiting_level else ""
         by = f", until {_until(request.decide_by, moment)}" if request.decide_by else ""
-        return f"PENDING, waits for {escape(waits)}{by}" if waits else f"PENDING{by}"
+        turn = "; it is your turn" if request.is_your_turn else ""
+        return (f"PENDING, waits for {escape(waits)}{by}" if waits else f"PENDING{by}") + turn
     if request.state is AccessState.APPROVED:
-        return f"APPROVED, to be activated until {_until(request.activate_by, moment)}"
+        turn = "; it is your turn" if request.is_your_turn else ""
+        return f"APPROVED, to be activated until {_until(request.activate_by, moment)}{turn}"
     if request.state is AccessState.ACTIVE:
         return f"ACTIVE until {_until(request.expires_at, moment)}, {describe_used(request)}"
     if request.state is AccessState.CLOSING:
@@ -86,11 +93,22 @@ def describe_state(request: AccessRequest, now: datetime | None = None) -> str:
     return str(request.state.value)
 
 
+def describe_turn(request: AccessRequest) -> str:
+    """Return whom a request waits for, unescaped; "you" where it is this caller's turn."""
+    level = request.waiting_level
+    who = level.group if level else ""
+    if request.state is AccessState.APPROVED:
+        who = request.requester.account or f"uid {request.requester.uid}"
+    if not who:
+        return ""
+    return f"you ({who})" if request.is_your_turn else who
+
+
 def describe_used(request: AccessRequest) -> str:
     """Return how often a grant was used: ``3 of 10 uses``."""
     if request.max_uses:
-        return f"{request.used:,} of {request.max_uses:,} uses"
-    return "1 use" if request.used == 1 else f"{request.used:,} uses"
+        return f"{request.used:,} of {count_of(request.max_uses, 'use')}"
+    return count_of(request.used, "use")
 
 
 def describe_end(request: AccessRequest) -> str:

@@ -7,16 +7,23 @@ from typing import TYPE_CHECKING
 
 import click
 
+from keyside.access_facts import AccessAction
 from keyside.address import choose_socket
 from keyside.cli import exits
 from keyside.cli.access_facts import request_facts
 from keyside.cli.access_text import describe_asked, describe_state
 from keyside.cli.connection import ACCESS_ID, Connection, as_json, print_json
-from keyside.cli.credential_files import CredentialDestination, describe_credential
+from keyside.cli.credential_files import (
+    CREDENTIAL_VARIABLE,
+    CredentialDestination,
+    describe_credential,
+)
 from keyside.cli.deciding import tell_what_is_unknown
 from keyside.cli.exits import CommandError
+from keyside.cli.foreseeing import require_possible
 from keyside.cli.passwords import password_option, read_password, require_password_source
 from keyside.cli.tables import format_time
+from keyside.cli.text import escape
 from keyside.errors import KeysideError
 
 if TYPE_CHECKING:
@@ -31,7 +38,9 @@ if TYPE_CHECKING:
 @click.option(
     "--credential-file",
     metavar="FILE",
-    help="Keep the credential in this new file.  [default: in XDG_RUNTIME_DIR]",
+    envvar=CREDENTIAL_VARIABLE,
+    help="Keep the credential in this new file.  [default: KEYSIDE_CREDENTIAL_FILE, or in "
+    "XDG_RUNTIME_DIR]",
 )
 @as_json
 @click.pass_obj
@@ -50,10 +59,11 @@ def activate(
     """
     require_password_source(from_stdin=password_stdin)
     with (
-        connection.open() as client,
         CredentialDestination(access_id, credential_file) as destination,
+        connection.open() as client,
     ):
         found = client.get_access(access_id).request
+        require_possible(found, AccessAction.ACTIVATE)
         click.echo(f"{access_id}: {describe_state(found)}", err=True)
         click.echo("\n".join(describe_asked(found)), err=True)
         password = read_password("Your password:", from_stdin=password_stdin)
@@ -72,10 +82,12 @@ def activate(
             {"request": request_facts(activated.request), "credential_file": destination.path}
         )
         return
-    use = "" if credential_file is None else " --credential-file FILE"
+    use = "keyside decrypt uses it"
+    if credential_file is not None:
+        use = f"keyside decrypt --credential-file FILE uses it, or {CREDENTIAL_VARIABLE}=FILE"
     click.echo(
         f"{access_id}: active until {format_time(activated.request.expires_at)} at the latest\n"
-        f"the credential is in {destination.path}; keyside decrypt{use} uses it\n"
+        f"the credential is in {escape(destination.path)}; {use}\n"
         f"end it as soon as you are done: keyside access revoke {access_id}"
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from keyside.quantities import count_of
+
 if TYPE_CHECKING:
     from datetime import timedelta
 
@@ -31,4 +33,4 @@ def format_bytes(count: float) -> str:
     amount, unit = float(count), 0
     while amount >= _STEP and unit + 1 < len(_BYTES):
         amount, unit = amount / _STEP, unit + 1
-    return f"{count:,.0f} {_BYTES[0]}" if unit == 0 else f"{amount:.3g} {_BYTES[unit]}"
+    return count_of(round(count), "byte") if unit == 0 else f"{amount:.3g} {_BYTES[unit]}"

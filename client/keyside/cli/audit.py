@@ -11,12 +11,13 @@ import click
 
 from keyside.cli import exits
 from keyside.cli.audit_filters import filter_options, search
-from keyside.cli.audit_text import head_line, json_line, record_line, record_lines
+from keyside.cli.audit_text import RecordTable, json_line, record_lines
 from keyside.cli.audit_verify import verify
 from keyside.cli.connection import Connection, as_json
 from keyside.cli.exits import CommandError
 from keyside.cli.explaining import explain
 from keyside.cli.files import Output
+from keyside.cli.helping import Group
 from keyside.cli.text import escape
 from keyside.errors import DeadlineExceeded, LimitExceeded, Unavailable
 
@@ -31,7 +32,7 @@ _SEQUENCE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _MAX_PAGE: Final = 1000
 
 
-@click.group()
+@click.group(cls=Group)
 def audit() -> None:
     """Read this host's audit log, and prove that nobody changed it.
 
@@ -57,12 +58,13 @@ def tail(
     connection: Connection, /, count: int, *, follow: bool, as_json: bool, **filters: Any
 ) -> None:
     """Print the newest records, oldest of them first. End --follow with Ctrl-C."""
+    tell = _Teller(as_json=as_json)
     with connection.open() as client:
         newest = _take(client, connection, filters, count)
-        _print(reversed(newest), as_json=as_json)
+        tell.all(reversed(newest))
         if follow:
             last = newest[0].sequence if newest else _find_end(client, connection)
-            _follow(client, connection, filters, last, as_json=as_json)
+            _follow(client, connection, filters, last, tell)
 
 
 @audit.command("search")
@@ -83,7 +85,7 @@ def search_command(
     with connection.open() as client:
         page_size = min(count or _MAX_PAGE, _MAX_PAGE)
         found = search(client, connection, filters, page_size=page_size)
-        _print(itertools.islice(found, count), as_json=as_json)
+        _Teller(as_json=as_json).all(itertools.islice(found, count))
 
 
 @audit.command()
@@ -138,7 +140,7 @@ def _find_end(client: Client, connection: Connection) -> int:
 
 
 def _follow(
-    client: Client, connection: Connection, filters: dict[str, Any], last: int, *, as_json: bool
+    client: Client, connection: Connection, filters: dict[str, Any], last: int, tell: _Teller
 ) -> None:
     away = False
     while True:
@@ -146,7 +148,7 @@ def _follow(
         wanted = {"first_sequence": last + 1, "oldest_first": True, "page_size": _MAX_PAGE}
         try:
             for record in search(client, connection, filters, **wanted):
-                _print_one(record, as_json=as_json)
+                tell.one(record)
                 last = record.sequence
         except (Unavailable, DeadlineExceeded, LimitExceeded) as error:
             if not away:
@@ -158,15 +160,22 @@ def _follow(
             away = False
 
 
-def _print(records: Iterable[AuditRecord], *, as_json: bool) -> None:
-    if not as_json:
-        click.echo(head_line())
-    for record in records:
-        _print_one(record, as_json=as_json)
+class _Teller:
+    """Prints records as they come."""
 
+    def __init__(self, *, as_json: bool) -> None:
+        self._table = None if as_json else RecordTable()
 
-def _print_one(record: AuditRecord, *, as_json: bool) -> None:
-    click.echo(json_line(record) if as_json else record_line(record))
+    def all(self, records: Iterable[AuditRecord]) -> None:
+        """Print the table's head and these."""
+        if self._table is not None:
+            click.echo(self._table.heads())
+        for record in records:
+            self.one(record)
+
+    def one(self, record: AuditRecord) -> None:
+        """Print one more."""
+        click.echo(json_line(record) if self._table is None else self._table.line(record))
 
 
 for _command in (explain, verify):

@@ -9,38 +9,55 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from keyside.cli.tables import Column, find_width, lay_out
 from keyside.cli.text import escape
+from keyside.quantities import count_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from keyside.access_facts import AuditRecord
 
-_WIDTHS: Final = (8, 20, 21, 22, 14, 24)
-_HEADS: Final = ("SEQ", "TIME", "EVENT", "OUTCOME", "WHO", "KEY", "ACCESS")
+_COLUMNS: Final = (
+    Column("SEQ", 0),
+    Column("TIME", 3),
+    Column("EVENT", 1, least=10),
+    Column("OUTCOME", 2, least=8),
+    Column("WHO", 4, least=6),
+    Column("KEY", 5, least=8),
+    Column("ACCESS", 6),
+)
+_WIDTHS: Final = (8, 20, 24, 22, 14, 24, 15)
 _SECOND: Final = len("2026-11-25T22:45:11")
 
 
-def head_line() -> str:
-    """Return the columns' names."""
-    return _lay_out(_HEADS)
+class RecordTable:
+    """Records as lines of a table, one by one: its widths don't wait for the last of them."""
+
+    def __init__(self) -> None:
+        self._layout = lay_out(_COLUMNS, _WIDTHS, find_width())
+
+    def heads(self) -> str:
+        """Return the columns' names."""
+        return self._layout.line([column.head for column in _COLUMNS])
+
+    def line(self, record: AuditRecord) -> str:
+        """Return one record as one line: when, what, what came of it, who, which key."""
+        return self._layout.line(_cells(record))
 
 
-def record_line(record: AuditRecord) -> str:
-    """Return one record as one line: when, what, what came of it, who, which key."""
+def _cells(record: AuditRecord) -> Sequence[str]:
     fields = record.fields
     version = fields.get("version")
     key = as_text(fields.get("key"))
-    return _lay_out(
-        (
-            str(record.sequence),
-            _shorten_time(as_text(fields.get("time"))),
-            as_text(fields.get("event")),
-            describe_outcome(fields),
-            describe_who(fields),
-            f"{key} v{as_text(version)}" if key and version is not None else key,
-            as_text(fields.get("access")),
-        )
+    return (
+        str(record.sequence),
+        shorten_time(as_text(fields.get("time"))),
+        as_text(fields.get("event")),
+        describe_outcome(fields),
+        describe_who(fields),
+        f"{key} v{as_text(version)}" if key and version is not None else key,
+        as_text(fields.get("access")),
     )
 
 
@@ -65,7 +82,7 @@ def describe_outcome(fields: Mapping[str, Any]) -> str:
         outcome = "begun"
     reason = as_text(fields.get("reason"))
     count = fields.get("count")
-    times = f"({count:,} times)" if isinstance(count, int) and count > 1 else ""
+    times = f"({count_of(count, 'time')})" if isinstance(count, int) and count > 1 else ""
     return " ".join(part for part in (outcome, reason, times) if part)
 
 
@@ -97,12 +114,6 @@ def _field_lines(name: str, value: object) -> Iterator[str]:
         yield f"{name}: {as_text(value)}"
 
 
-def _lay_out(cells: tuple[str, ...]) -> str:
-    *most, last = cells
-    padded = ((cell or "-").ljust(width) for cell, width in zip(most, _WIDTHS, strict=True))
-    return f"{' '.join(padded)} {last or '-'}"
-
-
-def _shorten_time(text: str) -> str:
+def shorten_time(text: str) -> str:
     """Return a time to the second."""
     return f"{text[:_SECOND]}Z" if text.endswith("Z") and len(text) > _SECOND else text

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from keyside.cli import exits
+from keyside.cli.audit_text import shorten_time
 from keyside.cli.connection import as_json, print_json
 from keyside.cli.exits import CommandError
 from keyside.cli.text import escape
 from keyside.errors import MalformedRecord
+from keyside.quantities import count_of
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -213,7 +215,7 @@ def _open(name: str, *, is_log: bool) -> BinaryIO:
 
 
 def _show_progress(records: int) -> None:
-    print(f"\r\x1b[K{records:,} records", end="", file=sys.stderr, flush=True)
+    print(f"\r\x1b[K{count_of(records, 'record')}", end="", file=sys.stderr, flush=True)
 
 
 def _describe(found: Verification, *, is_anchored: bool) -> list[str]:
@@ -223,8 +225,10 @@ def _describe(found: Verification, *, is_anchored: bool) -> list[str]:
         lines += _describe_fault(found.fault)
     lines.append(f"completeness: {_WHOLE[found.completeness.value]}")
     if found.records:
-        span = f"{found.first_sequence:,} to {found.last_sequence:,}, {found.last_time}"
-        lines.append(f"verified:     {found.records:,} records: {span}")
+        span = (
+            f"{found.first_sequence:,} to {found.last_sequence:,}, {shorten_time(found.last_time)}"
+        )
+        lines.append(f"verified:     {count_of(found.records, 'record')}: {span}")
     last = found.last_checkpoint
     if last is not None:
         lines.append(
@@ -232,9 +236,13 @@ def _describe(found: Verification, *, is_anchored: bool) -> list[str]:
             f"of log {last.seal.log}"
         )
     if found.unsealed:
-        lines.append(f"unsealed:     {found.unsealed:,} records at the end: not protected yet")
+        lines.append(
+            f"unsealed:     {count_of(found.unsealed, 'record')} at the end: not protected yet"
+        )
     if found.torn_bytes:
-        lines.append(f"torn:         {found.torn_bytes:,} bytes of a record at the very end")
+        lines.append(
+            f"torn:         {count_of(found.torn_bytes, 'byte')} of a record at the very end"
+        )
     return lines + [f"warning:      {escape(warning)}" for warning in found.warnings]
 
 
@@ -244,10 +252,9 @@ def _describe_integrity(found: Verification, *, is_anchored: bool) -> str:
     if found.authenticated:
         if not found.unsealed or found.last_checkpoint is None:
             return "integrity:    authentic: as it was written"
-        return (
-            f"integrity:    authentic to record {found.last_checkpoint.line.sequence:,}; "
-            f"{found.unsealed:,} records after it are not sealed yet"
-        )
+        rest = count_of(found.unsealed, "record after it is", "records after it are")
+        sealed = f"{found.last_checkpoint.line.sequence:,}"
+        return f"integrity:    authentic to record {sealed}; {rest} not sealed yet"
     if is_anchored and found.completeness.value == "cut":
         return "integrity:    unauthenticated: it fits together, and ends before the checkpoint"
     if is_anchored:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from keyside.cli import access, audit, crypt, keys, rewrap, status
+from keyside.cli.completing import add_completion
 from keyside.cli.connection import Connection
+from keyside.cli.examples import EXAMPLES
+from keyside.cli.helping import Group, add_examples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-SHELLS = ("bash", "zsh", "fish")
 
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
@@ -25,7 +26,7 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
     context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--socket",
     metavar="SOCKET",
@@ -65,19 +66,6 @@ def keyside(
     context.obj = Connection(socket, timeout_s, expected_owner, timeout_given=given)
 
 
-@keyside.command()
-@click.argument("shell", type=click.Choice(SHELLS))
-def completion(shell: str) -> None:
-    """Print the completion script for a shell.
-
-    For bash: eval "$(keyside completion bash)"
-    """
-    from click.shell_completion import get_completion_class
-
-    kind: Any = get_completion_class(shell)
-    click.echo(kind(keyside, {}, "keyside", "_KEYSIDE_COMPLETE").source())
-
-
 _COMMANDS: Sequence[click.Command] = (
     crypt.encrypt,
     crypt.decrypt,
@@ -90,3 +78,5 @@ _COMMANDS: Sequence[click.Command] = (
 )
 for _command in _COMMANDS:
     keyside.add_command(_command)
+add_completion("keyside", keyside)
+add_examples("keyside", keyside, EXAMPLES)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from keyside.access_facts import ActivatedAccess
 
 VARIABLE: Final = "XDG_RUNTIME_DIR"
+CREDENTIAL_VARIABLE: Final = "KEYSIDE_CREDENTIAL_FILE"
 _FOLDERS: Final = ("keyside", "credentials")
 _NAME: Final = re.compile(r"(ar-[a-z2-7]{12})\.json", re.ASCII)
 _MAX_BYTES: Final = 16 * 1024
@@ -129,6 +130,13 @@ def find_credentials(
 
 def remove_credential(access_id: str, environ: Mapping[str, str] = os.environ) -> bool:
     """Remove what is kept of a grant that has ended; return whether there was anything."""
+    named = environ.get(CREDENTIAL_VARIABLE)
+    if named:
+        with contextlib.suppress(CommandError):
+            stored = read_credential_file(named)
+            if stored.id == access_id:
+                stored.remove()
+                return True
     try:
         with contextlib.closing(_open_credentials(environ, make=False)) as folder:
             os.unlink(f"{parse_access_id(access_id)}.json", dir_fd=folder.number)
@@ -251,7 +259,7 @@ def _open_credentials(environ: Mapping[str, str], *, make: bool) -> _Folder:
             f"there is no place to keep the credential: {VARIABLE} is not set; "
             "nothing was activated",
             exits.USAGE,
-            "say where: --credential-file FILE",
+            f"say where: --credential-file FILE, or {CREDENTIAL_VARIABLE}=FILE",
         )
     if not os.path.isabs(path):  # noqa: PTH117
         raise CommandError(f"{VARIABLE} is not an absolute path", exits.CONFIG)

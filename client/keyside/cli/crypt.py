@@ -6,13 +6,21 @@ in segments under a data key, where the key's policy allows that.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
 from keyside.cli.connection import KEY_NAME, Connection
 from keyside.cli.files import Input, Output
-from keyside.cli.granted import call_granted, credential_file_option, key_of_envelope
+from keyside.cli.foreseeing import require_before_typing
+from keyside.cli.granted import (
+    call_granted,
+    credential_file_option,
+    holds_credential,
+    key_of_envelope,
+    read_named_credential,
+)
 from keyside.cli.streaming import decrypt_stream, encrypt_stream
 from keyside.cli.streams import context_option, refuse_terminal, stream_options
 from keyside.errors import KeysideError
@@ -42,9 +50,11 @@ def encrypt(
     Input of any size: what is more than the sidecar takes in one call is sealed here under a data
     key, if KEY's policy allows data keys.
     """
+    named = read_named_credential(connection, "encrypt", credential_file)
     with Output(output, secret=False) as target, connection.open() as client:
         refuse_terminal(target)
         reader = Input(source, target)
+        require_before_typing(client, reader, key, with_credential=partial(holds_credential, named))
         with reader as opened, reader.reading():
             plaintext, envelope = opened.read_small(), None
             if plaintext is not None:
@@ -54,7 +64,7 @@ def encrypt(
                     "encrypt",
                     lambda: key,
                     lambda credential: _encrypt_short(client, key, data, context, credential),
-                    credential_file=credential_file,
+                    named=named,
                 )
             if envelope is not None:
                 target.append(envelope)
@@ -82,27 +92,32 @@ def decrypt(
     opened, piece by piece: heed the exit code before you rely on the end. A person who was given
     access to the key uses it without further ado; see keyside access.
     """
+    named = read_named_credential(connection, "decrypt", credential_file)
     target = Output(output, secret=True)
     reader = Input(source, target)
-    with target, connection.open() as client, reader as opened, reader.reading():
-        envelope, plaintext = opened.read_small(), None
-        if envelope is not None:
-            data = envelope
-            plaintext = call_granted(
-                connection,
-                "decrypt",
-                lambda: key_of_envelope(data),
-                lambda credential: _decrypt_short(client, data, context, credential),
-                credential_file=credential_file,
-            )
-        if plaintext is None:
-            refuse_terminal(target)
-            decrypt_stream(client, context, opened, target)
-        else:
-            if target.is_guarded_terminal and not _is_plain_text(plaintext):
+    with target, connection.open() as client:
+        require_before_typing(
+            client, reader, None, with_credential=partial(holds_credential, named)
+        )
+        with reader as opened, reader.reading():
+            envelope, plaintext = opened.read_small(), None
+            if envelope is not None:
+                data = envelope
+                plaintext = call_granted(
+                    connection,
+                    "decrypt",
+                    lambda: key_of_envelope(data),
+                    lambda credential: _decrypt_short(client, data, context, credential),
+                    named=named,
+                )
+            if plaintext is None:
                 refuse_terminal(target)
-            target.append(plaintext)
-        target.finish()
+                decrypt_stream(client, context, opened, target)
+            else:
+                if target.is_guarded_terminal and not _is_plain_text(plaintext):
+                    refuse_terminal(target)
+                target.append(plaintext)
+            target.finish()
 
 
 def _encrypt_short(

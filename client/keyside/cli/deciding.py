@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from keyside.access_facts import AccessAction
 from keyside.cli.access_facts import request_facts
 from keyside.cli.access_text import describe_asked, describe_end, describe_levels, describe_state
 from keyside.cli.asking import require_consent
 from keyside.cli.connection import ACCESS_ID, Connection, as_json, print_json
 from keyside.cli.credential_files import remove_credential
+from keyside.cli.foreseeing import require_possible
 from keyside.cli.passwords import password_option, read_password, require_password_source
 from keyside.errors import AccessRefused, Unavailable
 
@@ -65,6 +67,7 @@ def approve(
     require_password_source(from_stdin=password_stdin)
     with connection.open() as client:
         found = client.get_access(access_id).request
+        require_possible(found, AccessAction.APPROVE)
         require_consent(
             "\n".join(_present(found)), f"Approve {access_id}?", yes=yes or password_stdin
         )
@@ -91,8 +94,10 @@ def deny(
     """Deny a request, which ends it. A grant is ended with revoke."""
     require_password_source(from_stdin=password_stdin)
     with connection.open() as client:
+        found = client.get_access(access_id).request
+        require_possible(found, AccessAction.DENY)
         if sys.stdin.isatty():
-            click.echo("\n".join(_present(client.get_access(access_id).request)), err=True)
+            click.echo("\n".join(_present(found)), err=True)
         password = read_password("Your password:", from_stdin=password_stdin)
         with tell_what_is_unknown(f"see whether it ended: keyside access show {access_id}"):
             done = client.deny_access(

@@ -14,9 +14,17 @@ import click
 from keyside.cli import exits
 from keyside.cli.amounts import format_duration
 from keyside.cli.audit_filters import search
-from keyside.cli.audit_text import as_mapping, as_text, describe_outcome, describe_who, json_line
+from keyside.cli.audit_text import (
+    as_mapping,
+    as_text,
+    describe_outcome,
+    describe_who,
+    json_line,
+    shorten_time,
+)
 from keyside.cli.connection import ACCESS_ID, Connection, as_json
 from keyside.cli.exits import CommandError
+from keyside.quantities import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +59,7 @@ def explain(connection: Connection, access_id: str, *, as_json: bool) -> None:
 
 def tell_story(access_id: str, records: Sequence[AuditRecord]) -> Iterator[str]:
     """Yield one sentence for each thing that happened, in the log's order."""
-    yield f"{access_id}, from {len(records):,} records of the audit log:"
+    yield f"{access_id}, from {count_of(len(records), 'record')} of the audit log:"
     finished = {
         _pair(record.fields) for record in records if record.fields.get("phase") == "outcome"
     }
@@ -62,9 +70,9 @@ def tell_story(access_id: str, records: Sequence[AuditRecord]) -> Iterator[str]:
             continue
         if fields.get("event") == "access.use" and fields.get("outcome") == "ok":
             uses += 1
-        time = as_text(fields.get("time"))
+        time = shorten_time(as_text(fields.get("time")))
         yield f"{time}  {_tell(fields)}.  [{record.sequence}]"
-    yield f"In all, the log holds {'1 use' if uses == 1 else f'{uses:,} uses'} of it."
+    yield f"In all, the log holds {count_of(uses, 'use')} of it."
 
 
 def _pair(fields: Fields) -> tuple[str, str]:
@@ -100,7 +108,8 @@ def _tell_request(who: str, fields: Fields) -> str:
     if isinstance(seconds := details.get("duration_s"), int):
         parts.append(f"for {format_duration(timedelta(seconds=seconds))}")
     if uses := details.get("max_uses"):
-        parts.append(f"at most {as_text(uses)} uses")
+        told = count_of(uses, "use") if isinstance(uses, int) else f"{as_text(uses)} uses"
+        parts.append(f"at most {told}")
     why = as_text(details.get("why"))
     ticket = as_text(details.get("ticket"))
     reason = f": {_quote(why)}" if why else ""
@@ -121,7 +130,7 @@ def _tell_end(verb: str) -> Callable[[str, Fields], str]:
 
 
 def _tell_activation(who: str, fields: Fields) -> str:
-    until = as_text(as_mapping(fields.get("details")).get("expires_at"))
+    until = shorten_time(as_text(as_mapping(fields.get("details")).get("expires_at")))
     return f"{who} activated it{f'; it lasts until {until} at the latest' if until else ''}"
 
 

@@ -44,6 +44,11 @@ class Input:
         self._output = output
         self._sealed: SealedInput | None = None
 
+    @property
+    def is_typed(self) -> bool:
+        """Whether somebody is about to type it."""
+        return self._path is None and sys.stdin.isatty()
+
     def __enter__(self) -> SealedInput:
         from keyside._sealed_input import SealedInput
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from keyside.access_facts import AccessState
 from keyside.address import choose_socket
 from keyside.cli import exits
-from keyside.cli.credential_files import StoredCredential, find_credentials, read_credential_file
+from keyside.cli.credential_files import (
+    CREDENTIAL_VARIABLE,
+    StoredCredential,
+    find_credentials,
+    read_credential_file,
+)
 from keyside.cli.exits import CommandError
+from keyside.cli.own_grants import describe_way
 from keyside.cli.text import escape
 from keyside.errors import EnvelopeRejected, KeysideError, NotPermitted
 
@@ -30,9 +38,52 @@ _OVER: Final = frozenset({AccessState.CLOSING, AccessState.ENDED})
 credential_file_option = click.option(
     "--credential-file",
     metavar="FILE",
-    help="Use the grant whose credential is in this file.  "
-    "[default: yours for this key, in XDG_RUNTIME_DIR]",
+    envvar=CREDENTIAL_VARIABLE,
+    help="Use the grant whose credential is in this file.  [default: KEYSIDE_CREDENTIAL_FILE, or "
+    "yours for this key, in XDG_RUNTIME_DIR]",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class NamedCredential:
+    """The credential that the user has named, read before anything else is.
+
+    Args:
+        stored: The credential.
+        strict: It was named for this very command, which fails where it does not fit.
+    """
+
+    stored: StoredCredential
+    strict: bool
+
+
+def read_named_credential(
+    connection: Connection, operation: str, path: str | None
+) -> NamedCredential | None:
+    """Return the credential that was named; ``None`` where none was.
+
+    Args:
+        connection: Where the sidecar is.
+        operation: ``"decrypt"``, ``"rewrap"`` or ``"encrypt"``.
+        path: From --credential-file, or from the environment.
+
+    Raises:
+        CommandError: The file can't be used, or --credential-file is for something else.
+    """
+    if path is None:
+        return None
+    source = click.get_current_context().get_parameter_source("credential_file")
+    named = NamedCredential(read_credential_file(path), source is not ParameterSource.ENVIRONMENT)
+    if named.strict:
+        _require_fitting(connection, operation, path, named.stored)
+    return named
+
+
+def holds_credential(named: NamedCredential | None) -> bool:
+    """Whether there is any credential that a call might be made with."""
+    return named is not None or any(
+        isinstance(found, StoredCredential) for found in find_credentials()
+    )
 
 
 def call_granted(
@@ -41,7 +92,7 @@ def call_granted(
     find_key: Callable[[], str | None],
     call: Callable[[Credential | None], _Answer],
     *,
-    credential_file: str | None,
+    named: NamedCredential | None,
 ) -> _Answer:
     """Make a call with the credential of a grant for its key, or without where there is none.
 
@@ -52,19 +103,21 @@ def call_granted(
         connection: Where the sidecar is.
         operation: ``"decrypt"``, ``"rewrap"`` or ``"encrypt"``.
         find_key: The key's name; ``None`` where it can't be told. Called only if there are
-            credentials.
+            credentials, or the call is refused.
         call: Makes the call.
-        credential_file: A file that the user named.
+        named: The credential that the user has named.
 
     Raises:
-        CommandError: The file can't be used, or is for something else.
+        CommandError: The named credential is for another key.
         KeysideError: What ``call`` raised.
     """
     stored: Sequence[StoredCredential]
-    if credential_file is not None:
-        stored = [_choose_named(connection, credential_file, find_key)]
+    if named is not None and named.strict:
+        _require_key(named.stored, find_key())
+        stored = [named.stored]
     else:
-        stored = _choose_kept(connection, operation, find_key)
+        kept = [] if named is None else [named.stored]
+        stored = _choose_kept(connection, operation, find_key, kept)
     refused: NotPermitted | None = None
     for one in stored:
         try:
@@ -77,7 +130,11 @@ def call_granted(
             refused = error
     if refused is not None:
         raise refused
-    return call(None)
+    try:
+        return call(None)
+    except NotPermitted as error:
+        error.remedy = describe_way(connection, operation, find_key()) or error.remedy
+        raise
 
 
 def _is_over(connection: Connection, stored: StoredCredential) -> bool:
@@ -99,10 +156,9 @@ def key_of_envelope(envelope: bytes) -> str | None:
         return None
 
 
-def _choose_named(
-    connection: Connection, path: str, find_key: Callable[[], str | None]
-) -> StoredCredential:
-    stored = read_credential_file(path)
+def _require_fitting(
+    connection: Connection, operation: str, path: str, stored: StoredCredential
+) -> None:
     socket = choose_socket(connection.socket)
     if stored.socket != socket:
         raise CommandError(
@@ -110,21 +166,33 @@ def _choose_named(
             exits.USAGE,
             f"name that sidecar: --socket {stored.socket}",
         )
-    key = find_key()
+    if operation not in stored.operations:
+        raise CommandError(
+            f"the credential in {path} is for {' and '.join(sorted(stored.operations))}, "
+            f"not for {operation}",
+            exits.NOT_PERMITTED,
+            f"ask for access with --operations {operation}",
+        )
+
+
+def _require_key(stored: StoredCredential, key: str | None) -> None:
     if key is not None and key != stored.key:
         raise CommandError(
-            f"the credential in {path} is for {stored.key}, and this is of {key}", exits.DATA
+            f"the credential in {stored.path} is for {stored.key}, and this is of {key}",
+            exits.DATA,
         )
-    return stored
 
 
 def _choose_kept(
-    connection: Connection, operation: str, find_key: Callable[[], str | None]
+    connection: Connection,
+    operation: str,
+    find_key: Callable[[], str | None],
+    named: Sequence[StoredCredential],
 ) -> Sequence[StoredCredential]:
     """Return the credentials that may serve, the one that lasts longest first."""
     now = datetime.now(UTC)
     live: list[StoredCredential] = []
-    for found in find_credentials():
+    for found in (*named, *find_credentials()):
         if isinstance(found, CommandError):
             click.echo(f"keyside: a credential is not used: {escape(str(found))}", err=True)
         elif found.expires_at + _CLOCK_LEEWAY < now:

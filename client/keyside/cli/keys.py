@@ -8,9 +8,11 @@ import click
 
 from keyside.cli.asking import require_consent, require_somebody_to_ask
 from keyside.cli.connection import KEY_NAME, Connection, as_json, print_json
+from keyside.cli.foreseeing import require_rotatable
+from keyside.cli.helping import Group
 from keyside.cli.key_facts import key_facts, process_facts, version_facts
 from keyside.cli.show import show
-from keyside.cli.tables import format_time, print_table
+from keyside.cli.tables import Column, format_time, print_table
 from keyside.cli.versions import (
     assume_yes,
     cancel_destroy,
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from keyside.facts import Key
 
 
-@click.group()
+@click.group(cls=Group)
 def keys() -> None:
     """List, show and roll keys over; disable and destroy their versions."""
 
@@ -40,7 +42,13 @@ def list_command(connection: Connection, *, as_json: bool) -> None:
         print_json({"keys": [key_facts(key) for key in found]})
         return
     print_table(
-        ("KEY", "CURRENT", "VERSIONS", "SINCE", "SUITE"),
+        (
+            Column("KEY", 0),
+            Column("CURRENT", 1),
+            Column("VERSIONS", 3),
+            Column("SINCE", 2),
+            Column("SUITE", 4),
+        ),
         [
             (
                 key.name,
@@ -89,7 +97,10 @@ def rotate(
         require_somebody_to_ask(yes=yes)
     with connection.open() as client:
         if compromised:
-            expected_current = _confirm_compromised(client.get_key(key), expected_current, yes=yes)
+            found = client.get_key(key)
+            if not yes:
+                require_rotatable(found, expected_current)
+            expected_current = _confirm_compromised(found, expected_current, yes=yes)
         done = client.rotate_key(
             key,
             expected_current,

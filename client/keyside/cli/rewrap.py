@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from keyside.address import choose_socket
 from keyside.cli import exits
 from keyside.cli.connection import Connection, as_json
 from keyside.cli.exits import CommandError
 from keyside.cli.files import Input, Output, read_input
-from keyside.cli.granted import call_granted, credential_file_option, key_of_envelope
+from keyside.cli.foreseeing import require_before_typing
+from keyside.cli.granted import (
+    call_granted,
+    credential_file_option,
+    holds_credential,
+    key_of_envelope,
+    read_named_credential,
+)
 from keyside.cli.journal import Journal, JournalError, choose_journal, digest_arguments
 from keyside.cli.rewriting import Outcome, Reencrypter, Rewrapper
 from keyside.cli.streaming import rewrap_stream
@@ -22,6 +31,7 @@ from keyside.cli.tables import format_time
 from keyside.cli.tally import Display, Failure, Tally, Verbs
 from keyside.cli.walking import Found, Trouble, find_files
 from keyside.errors import ClosedClient, KeysideError, NotPermitted, Unavailable, UntrustedSocket
+from keyside.quantities import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,7 +98,8 @@ def rewrap(
     if not paths:
         _rewrap_one(connection, source, output, credential_file)
         return None
-    if credential_file is not None:
+    given = click.get_current_context().get_parameter_source("credential_file")
+    if given is ParameterSource.COMMANDLINE:
         raise click.UsageError("--credential-file goes without PATH: a grant is for single ones")
     display = Display(_REWRAP, as_json=as_json, dry_run=dry_run)
     with connection.open() as client:
@@ -138,6 +149,8 @@ def reencrypt(
     if not paths:
         with Output(output, secret=False) as target, connection.open() as client:
             refuse_terminal(target)
+            reader = Input(source, target)
+            require_before_typing(client, reader, None, with_credential=lambda: False)
             target.write(client.reencrypt(read_input(source, target), context))
         return None
     with connection.open() as client:
@@ -153,8 +166,9 @@ def reencrypt(
         with journal:
             if journal.count and not as_json:
                 click.echo(
-                    f"going on with the run begun {journal.begun}: {journal.count:,} files were "
-                    "done then (--restart does them again)",
+                    f"going on with the run begun {journal.begun}: "
+                    f"{count_of(journal.count, 'file was', 'files were')} done then "
+                    f"(--restart does {'it' if journal.count == 1 else 'them'} again)",
                     err=True,
                 )
             tally = Tally()
@@ -168,9 +182,13 @@ def reencrypt(
 def _rewrap_one(
     connection: Connection, source: str | None, output: str | None, credential_file: str | None
 ) -> None:
+    named = read_named_credential(connection, "rewrap", credential_file)
     with Output(output, secret=False) as target, connection.open() as client:
         refuse_terminal(target)
         reader = Input(source, target)
+        require_before_typing(
+            client, reader, None, with_credential=partial(holds_credential, named)
+        )
         with reader as opened, reader.reading():
             # Read and written as a whole, a hole would become zeros that take room.
             envelope, rewrapped = None if opened.has_holes else opened.read_small(), None
@@ -181,7 +199,7 @@ def _rewrap_one(
                     "rewrap",
                     lambda: key_of_envelope(data),
                     lambda credential: _rewrap_short(client, data, credential),
-                    credential_file=credential_file,
+                    named=named,
                 )
             if rewrapped is not None:
                 target.append(rewrapped)

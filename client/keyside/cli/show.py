@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import sys
+import textwrap
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -14,12 +15,15 @@ import click
 from keyside.cli.amounts import format_bytes, format_duration
 from keyside.cli.connection import KEY_NAME, Connection, as_json, print_json
 from keyside.cli.key_facts import key_facts, version_facts
-from keyside.cli.tables import format_time
+from keyside.cli.tables import find_width, format_time
 from keyside.cli.text import escape
 from keyside.cli.timeline import Canvas, draw, summarise
 from keyside.cli.versions import PAGE_SIZE
+from keyside.quantities import count_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from keyside.facts import Key
 
 _NEWEST: Final = 25
@@ -48,11 +52,27 @@ def show(connection: Connection, key: str, *, everything: bool, as_json: bool) -
         rest = summarise(version.state for version in versions)
     now = datetime.now(UTC)
     width = max(shutil.get_terminal_size().columns, _MIN_WIDTH)
-    lines = [*_describe(found, now), "", *draw(shown, Canvas(width, _shows_bars(), now))]
+    lines = [*_fit(_describe(found, now)), "", *draw(shown, Canvas(width, _shows_bars(), now))]
     # https://no-color.org: whatever its value, if it is not empty.
     colour = False if os.environ.get("NO_COLOR") else None
-    for line in [*lines, *([rest] if rest else [])]:
+    for line in lines:
         click.echo(line, color=colour)
+    for line in _fit([rest] if rest else []):
+        click.echo(line)
+
+
+def _fit(lines: Iterable[str]) -> list[str]:
+    """Return lines as wide as the terminal is; a pipe's are as they are."""
+    width = find_width()
+    if width is None:
+        return list(lines)
+    return [
+        part
+        for line in lines
+        for part in textwrap.wrap(
+            line, max(width, _MIN_WIDTH), subsequent_indent="  ", break_on_hyphens=False
+        )
+    ]
 
 
 def _describe(key: Key, now: datetime) -> list[str]:
@@ -67,7 +87,7 @@ def _describe(key: Key, now: datetime) -> list[str]:
     if policy:
         limits = [f"every {format_duration(policy.rotate_every)}"]
         if policy.rotate_after_messages:
-            limits.append(f"after {policy.rotate_after_messages:,} messages")
+            limits.append(f"after {count_of(policy.rotate_after_messages, 'message')}")
         if policy.rotate_after_bytes:
             limits.append(f"after {format_bytes(policy.rotate_after_bytes)}")
         lines.append(

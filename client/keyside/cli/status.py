@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -10,9 +10,12 @@ from keyside.cli import exits
 from keyside.cli.connection import Connection, as_json, print_json
 from keyside.cli.tables import format_time
 from keyside.cli.text import escape
+from keyside.facts import Severity
 
 if TYPE_CHECKING:
     from keyside.facts import Caller, Problem, Status
+
+_LABELS: Final = {Severity.NOTE: "note", Severity.WARNING: "warning"}
 
 
 @click.command()
@@ -34,8 +37,10 @@ def status(connection: Connection, *, as_json: bool) -> int:
 
 def _print(found: Status) -> None:
     click.echo(f"serving: {found.serving.value.lower()}")
-    since = f", since {format_time(found.started_at)}" if found.started_at else ""
-    click.echo(f"sidecar: {escape(found.version)}{since}")
+    since = f"since {format_time(found.started_at)}" if found.started_at else ""
+    about = ", ".join(part for part in (escape(found.version), since) if part)
+    if about:
+        click.echo(f"sidecar: {about}")
     if found.you:
         _print_caller(found.you)
     for key in found.keys:
@@ -58,8 +63,10 @@ def _print_caller(you: Caller) -> None:
 def _print_problem(problem: Problem) -> None:
     since = f" since {format_time(problem.since)}" if problem.since else ""
     blocking = "; keeps calls from being served" if problem.blocking else ""
-    click.echo(f"problem: {escape(problem.reason)}{since}{blocking}")
-    click.echo(f"         {escape(problem.summary)}")
+    label = _LABELS.get(problem.severity, "problem")
+    click.echo(f"{f'{label}:':8} {escape(problem.reason)}{since}{blocking}")
+    if problem.summary:
+        click.echo(f"         {escape(problem.summary)}")
     if problem.remedy:
         click.echo(f"         what to do: {escape(problem.remedy)}")
 
@@ -68,13 +75,14 @@ def _facts(found: Status) -> dict[str, object]:
     you = found.you
     return {
         "serving": found.serving.value,
-        "version": found.version,
+        "version": found.version or None,
         "started_at": format_time(found.started_at) or None,
         "problems": [
             {
                 "reason": problem.reason,
-                "summary": problem.summary,
-                "remedy": problem.remedy,
+                "severity": problem.severity.value,
+                "summary": problem.summary or None,
+                "remedy": problem.remedy or None,
                 "since": format_time(problem.since) or None,
                 "blocking": problem.blocking,
             }

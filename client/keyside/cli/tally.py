@@ -14,6 +14,7 @@ from keyside.cli import exits
 from keyside.cli.connection import print_json
 from keyside.cli.rewriting import Outcome
 from keyside.cli.text import escape
+from keyside.quantities import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +127,8 @@ class Display:
             return
         self._shown_s = now_s
         rate = tally.looked_at / max(now_s - self._begun_s, _PROGRESS_EVERY_S)
-        line = f"{_files(tally.looked_at)}, {tally.outcomes[Outcome.DONE]:,} {self._verbs.done}"
+        line = count_of(tally.looked_at, "file")
+        line += f", {tally.outcomes[Outcome.DONE]:,} {self._verbs.done}"
         line += f", {tally.failed:,} failed" if tally.failed else ""
         line += f", {rate:,.0f}/s"
         print(f"\r\x1b[K{line[: _terminal_width() - 1]}", end="", file=sys.stderr, flush=True)
@@ -171,10 +173,11 @@ class Display:
             return
         would = "would be " if self._dry_run else ""
         parts = [
-            f"{_files(done)} {would}{self._verbs.done}",
+            f"{count_of(done, 'file')} {would}{self._verbs.done}",
             f"{already:,} {self._verbs.already}" if already else "",
-            f"{strangers:,} no envelopes" if strangers else "",
-            f"{tally.passed_over:,} links or special files passed over"
+            count_of(strangers, "no envelope") if strangers else "",
+            count_of(tally.passed_over, "link or special file", "links or special files")
+            + " passed over"
             if tally.passed_over
             else "",
             f"{tally.failed:,} failed" if tally.failed else "",
@@ -188,7 +191,3 @@ def _terminal_width() -> int:
         return os.get_terminal_size(sys.stderr.fileno()).columns or _USUAL_WIDTH
     except (OSError, ValueError):
         return _USUAL_WIDTH
-
-
-def _files(number: int) -> str:
-    return f"{number:,} file" if number == 1 else f"{number:,} files"

@@ -11,9 +11,11 @@ from keyside.cli import exits
 from keyside.cli.amounts import format_duration
 from keyside.cli.asking import require_consent, require_somebody_to_ask
 from keyside.cli.connection import KEY_NAME, Connection, as_json, print_json
+from keyside.cli.foreseeing import require_destroyable
 from keyside.cli.key_facts import process_facts, version_facts
 from keyside.cli.tables import format_time
 from keyside.cli.text import escape
+from keyside.quantities import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,6 +89,8 @@ def destroy(connection: Connection, key: str, number: int, *, yes: bool, as_json
     require_somebody_to_ask(yes=yes)
     with connection.open() as client:
         version = _find_version(client, key, number)
+        if not yes:
+            require_destroyable(client.get_key(key), number, version)
         require_consent(
             "\n".join(_explain_destruction(key, number, version)),
             f"Destroy version {number} of {key}?",
@@ -131,7 +135,7 @@ def tell_unacknowledged(processes: Sequence[SidecarProcess]) -> int:
     """Name on standard error the processes that a change has not reached; return the exit code."""
     if not processes:
         return exits.OK
-    who = "1 process has" if len(processes) == 1 else f"{len(processes)} processes have"
+    who = count_of(len(processes), "process has", "processes have")
     print(
         f"keyside: {who} not acknowledged this, and may go on serving as before until the store is "
         "within reach there:",

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -74,6 +75,30 @@ ACCESS_STATE_CLOSING: AccessState.ValueType  # 4
 ACCESS_STATE_ENDED: AccessState.ValueType  # 5
 """Over. Never changes again."""
 Global___AccessState: _TypeAlias = AccessState  # noqa: Y015
+
+class _AccessAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AccessActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AccessAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACCESS_ACTION_UNSPECIFIED: _AccessAction.ValueType  # 0
+    ACCESS_ACTION_APPROVE: _AccessAction.ValueType  # 1
+    ACCESS_ACTION_DENY: _AccessAction.ValueType  # 2
+    ACCESS_ACTION_CANCEL: _AccessAction.ValueType  # 3
+    ACCESS_ACTION_ACTIVATE: _AccessAction.ValueType  # 4
+    ACCESS_ACTION_REVOKE: _AccessAction.ValueType  # 5
+
+class AccessAction(_AccessAction, metaclass=_AccessActionEnumTypeWrapper):
+    """What somebody may do about a request."""
+
+ACCESS_ACTION_UNSPECIFIED: AccessAction.ValueType  # 0
+ACCESS_ACTION_APPROVE: AccessAction.ValueType  # 1
+ACCESS_ACTION_DENY: AccessAction.ValueType  # 2
+ACCESS_ACTION_CANCEL: AccessAction.ValueType  # 3
+ACCESS_ACTION_ACTIVATE: AccessAction.ValueType  # 4
+ACCESS_ACTION_REVOKE: AccessAction.ValueType  # 5
+Global___AccessAction: _TypeAlias = AccessAction  # noqa: Y015
 
 @_typing.final
 class VersionRange(_message.Message):
@@ -191,6 +216,35 @@ class AccessLevel(_message.Message):
 Global___AccessLevel: _TypeAlias = AccessLevel  # noqa: Y015
 
 @_typing.final
+class AccessProspect(_message.Message):
+    """Whether the caller who is answered may do one thing about a request now. It is
+    decided by the rule that will decide when they do it, and again then.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    action: Global___AccessAction.ValueType
+    @_builtins.property
+    def refused(self) -> _status_pb2.Status:
+        """The status that the call would end with; unset where they may."""
+
+    def __init__(
+        self,
+        *,
+        action: Global___AccessAction.ValueType = ...,
+        refused: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccessProspect: _TypeAlias = AccessProspect  # noqa: Y015
+
+@_typing.final
 class AccessRequest(_message.Message):
     """One request, and the grant that it may have become."""
 
@@ -240,6 +294,7 @@ class AccessRequest(_message.Message):
     END_COMMENT_FIELD_NUMBER: _builtins.int
     LEVELS_FIELD_NUMBER: _builtins.int
     USED_FIELD_NUMBER: _builtins.int
+    PROSPECTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """"ar-" and 12 characters of a-z and 2-7."""
     key: _builtins.str
@@ -316,6 +371,12 @@ class AccessRequest(_message.Message):
     def levels(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccessLevel]:
         """In the order in which they must approve."""
 
+    @_builtins.property
+    def prospects(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccessProspect]:
+        """What the caller may do about it. In the answers to ListAccess and GetAccess;
+        what can't be known now is not among them.
+        """
+
     def __init__(
         self,
         *,
@@ -343,10 +404,11 @@ class AccessRequest(_message.Message):
         end_comment: _builtins.str = ...,
         levels: _abc.Iterable[Global___AccessLevel] | None = ...,
         used: _builtins.int = ...,
+        prospects: _abc.Iterable[Global___AccessProspect] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activate_by", b"activate_by", "activated_at", b"activated_at", "approved_at", b"approved_at", "created_at", b"created_at", "decide_by", b"decide_by", "duration", b"duration", "ended_at", b"ended_at", "ended_by", b"ended_by", "expires_at", b"expires_at", "requester", b"requester"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_by", b"activate_by", "activated_at", b"activated_at", "approved_at", b"approved_at", "context", b"context", "created_at", b"created_at", "decide_by", b"decide_by", "duration", b"duration", "end_comment", b"end_comment", "end_reason", b"end_reason", "ended_at", b"ended_at", "ended_by", b"ended_by", "expires_at", b"expires_at", "host", b"host", "id", b"id", "key", b"key", "levels", b"levels", "max_uses", b"max_uses", "operations", b"operations", "reason", b"reason", "requester", b"requester", "state", b"state", "ticket", b"ticket", "used", b"used", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_by", b"activate_by", "activated_at", b"activated_at", "approved_at", b"approved_at", "context", b"context", "created_at", b"created_at", "decide_by", b"decide_by", "duration", b"duration", "end_comment", b"end_comment", "end_reason", b"end_reason", "ended_at", b"ended_at", "ended_by", b"ended_by", "expires_at", b"expires_at", "host", b"host", "id", b"id", "key", b"key", "levels", b"levels", "max_uses", b"max_uses", "operations", b"operations", "prospects", b"prospects", "reason", b"reason", "requester", b"requester", "state", b"state", "ticket", b"ticket", "used", b"used", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -522,6 +584,87 @@ class RequestAccessResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequestAccessResponse: _TypeAlias = RequestAccessResponse  # noqa: Y015
+
+@_typing.final
+class CheckAccessRequestRequest(_message.Message):
+    """What RequestAccessRequest has under the same names, but for the password."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KEY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    MAX_USES_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    reason: _builtins.str
+    ticket: _builtins.str
+    max_uses: _builtins.int
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedScalarFieldContainer[Global___AccessOperation.ValueType]: ...
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionRange]: ...
+    @_builtins.property
+    def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        ticket: _builtins.str = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        operations: _abc.Iterable[Global___AccessOperation.ValueType] | None = ...,
+        versions: _abc.Iterable[Global___VersionRange] | None = ...,
+        context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        max_uses: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "duration", b"duration", "key", b"key", "max_uses", b"max_uses", "operations", b"operations", "reason", b"reason", "ticket", b"ticket", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckAccessRequestRequest: _TypeAlias = CheckAccessRequestRequest  # noqa: Y015
+
+@_typing.final
+class CheckAccessRequestResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckAccessRequestResponse: _TypeAlias = CheckAccessRequestResponse  # noqa: Y015
 
 @_typing.final
 class ListAccessRequest(_message.Message):

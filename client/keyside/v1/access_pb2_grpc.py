@@ -30,8 +30,8 @@ class AccessServiceStub:
     approved at every level by different people, activates, and loses it again by
     itself.
 
-    Who may call: RequestAccess, members of the requesters' groups who are no
-    operators; ApproveAccess and DenyAccess, members of the level that is next;
+    Who may call: RequestAccess and CheckAccessRequest, members of the requesters'
+    groups who are no operators; ApproveAccess and DenyAccess, members of the level that is next;
     ActivateAccess and CancelAccess, the requester; RevokeAccess, the requester,
     approvers of any level and operators; ListAccess and GetAccess, the requester
     for their own, and approvers, operators and auditors for all. Whoever may not
@@ -62,6 +62,11 @@ class AccessServiceStub:
                 '/keyside.v1.AccessService/RequestAccess',
                 request_serializer=keyside_dot_v1_dot_access__pb2.RequestAccessRequest.SerializeToString,
                 response_deserializer=keyside_dot_v1_dot_access__pb2.RequestAccessResponse.FromString,
+                _registered_method=True)
+        self.CheckAccessRequest = channel.unary_unary(
+                '/keyside.v1.AccessService/CheckAccessRequest',
+                request_serializer=keyside_dot_v1_dot_access__pb2.CheckAccessRequestRequest.SerializeToString,
+                response_deserializer=keyside_dot_v1_dot_access__pb2.CheckAccessRequestResponse.FromString,
                 _registered_method=True)
         self.ListAccess = channel.unary_unary(
                 '/keyside.v1.AccessService/ListAccess',
@@ -105,8 +110,8 @@ class AccessServiceServicer:
     approved at every level by different people, activates, and loses it again by
     itself.
 
-    Who may call: RequestAccess, members of the requesters' groups who are no
-    operators; ApproveAccess and DenyAccess, members of the level that is next;
+    Who may call: RequestAccess and CheckAccessRequest, members of the requesters'
+    groups who are no operators; ApproveAccess and DenyAccess, members of the level that is next;
     ActivateAccess and CancelAccess, the requester; RevokeAccess, the requester,
     approvers of any level and operators; ListAccess and GetAccess, the requester
     for their own, and approvers, operators and auditors for all. Whoever may not
@@ -129,6 +134,14 @@ class AccessServiceServicer:
 
     def RequestAccess(self, request, context):
         """Asks for access to one key. Not idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckAccessRequest(self, request, context):
+        """Says what RequestAccess would refuse before it looks at the password, which
+        is not among what is sent here. Changes nothing, and promises nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -198,6 +211,11 @@ def add_AccessServiceServicer_to_server(servicer, server):
                     request_deserializer=keyside_dot_v1_dot_access__pb2.RequestAccessRequest.FromString,
                     response_serializer=keyside_dot_v1_dot_access__pb2.RequestAccessResponse.SerializeToString,
             ),
+            'CheckAccessRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckAccessRequest,
+                    request_deserializer=keyside_dot_v1_dot_access__pb2.CheckAccessRequestRequest.FromString,
+                    response_serializer=keyside_dot_v1_dot_access__pb2.CheckAccessRequestResponse.SerializeToString,
+            ),
             'ListAccess': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAccess,
                     request_deserializer=keyside_dot_v1_dot_access__pb2.ListAccessRequest.FromString,
@@ -246,8 +264,8 @@ class AccessService:
     approved at every level by different people, activates, and loses it again by
     itself.
 
-    Who may call: RequestAccess, members of the requesters' groups who are no
-    operators; ApproveAccess and DenyAccess, members of the level that is next;
+    Who may call: RequestAccess and CheckAccessRequest, members of the requesters'
+    groups who are no operators; ApproveAccess and DenyAccess, members of the level that is next;
     ActivateAccess and CancelAccess, the requester; RevokeAccess, the requester,
     approvers of any level and operators; ListAccess and GetAccess, the requester
     for their own, and approvers, operators and auditors for all. Whoever may not
@@ -285,6 +303,33 @@ class AccessService:
             '/keyside.v1.AccessService/RequestAccess',
             keyside_dot_v1_dot_access__pb2.RequestAccessRequest.SerializeToString,
             keyside_dot_v1_dot_access__pb2.RequestAccessResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckAccessRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyside.v1.AccessService/CheckAccessRequest',
+            keyside_dot_v1_dot_access__pb2.CheckAccessRequestRequest.SerializeToString,
+            keyside_dot_v1_dot_access__pb2.CheckAccessRequestResponse.FromString,
             options,
             channel_credentials,
             insecure,

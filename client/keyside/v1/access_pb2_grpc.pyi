@@ -31,8 +31,8 @@ class AccessServiceStub:
     approved at every level by different people, activates, and loses it again by
     itself.
 
-    Who may call: RequestAccess, members of the requesters' groups who are no
-    operators; ApproveAccess and DenyAccess, members of the level that is next;
+    Who may call: RequestAccess and CheckAccessRequest, members of the requesters'
+    groups who are no operators; ApproveAccess and DenyAccess, members of the level that is next;
     ActivateAccess and CancelAccess, the requester; RevokeAccess, the requester,
     approvers of any level and operators; ListAccess and GetAccess, the requester
     for their own, and approvers, operators and auditors for all. Whoever may not
@@ -59,6 +59,10 @@ class AccessServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AccessServiceAsyncStub: ...
     RequestAccess: _grpc.UnaryUnaryMultiCallable[_access_pb2.RequestAccessRequest, _access_pb2.RequestAccessResponse]
     """Asks for access to one key. Not idempotent."""
+    CheckAccessRequest: _grpc.UnaryUnaryMultiCallable[_access_pb2.CheckAccessRequestRequest, _access_pb2.CheckAccessRequestResponse]
+    """Says what RequestAccess would refuse before it looks at the password, which
+    is not among what is sent here. Changes nothing, and promises nothing.
+    """
     ListAccess: _grpc.UnaryUnaryMultiCallable[_access_pb2.ListAccessRequest, _access_pb2.ListAccessResponse]
     """Lists requests and grants."""
     GetAccess: _grpc.UnaryUnaryMultiCallable[_access_pb2.GetAccessRequest, _access_pb2.GetAccessResponse]
@@ -92,8 +96,8 @@ class AccessServiceAsyncStub(AccessServiceStub):
     approved at every level by different people, activates, and loses it again by
     itself.
 
-    Who may call: RequestAccess, members of the requesters' groups who are no
-    operators; ApproveAccess and DenyAccess, members of the level that is next;
+    Who may call: RequestAccess and CheckAccessRequest, members of the requesters'
+    groups who are no operators; ApproveAccess and DenyAccess, members of the level that is next;
     ActivateAccess and CancelAccess, the requester; RevokeAccess, the requester,
     approvers of any level and operators; ListAccess and GetAccess, the requester
     for their own, and approvers, operators and auditors for all. Whoever may not
@@ -117,6 +121,10 @@ class AccessServiceAsyncStub(AccessServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     RequestAccess: _aio.UnaryUnaryMultiCallable[_access_pb2.RequestAccessRequest, _access_pb2.RequestAccessResponse]  # type: ignore[assignment]
     """Asks for access to one key. Not idempotent."""
+    CheckAccessRequest: _aio.UnaryUnaryMultiCallable[_access_pb2.CheckAccessRequestRequest, _access_pb2.CheckAccessRequestResponse]  # type: ignore[assignment]
+    """Says what RequestAccess would refuse before it looks at the password, which
+    is not among what is sent here. Changes nothing, and promises nothing.
+    """
     ListAccess: _aio.UnaryUnaryMultiCallable[_access_pb2.ListAccessRequest, _access_pb2.ListAccessResponse]  # type: ignore[assignment]
     """Lists requests and grants."""
     GetAccess: _aio.UnaryUnaryMultiCallable[_access_pb2.GetAccessRequest, _access_pb2.GetAccessResponse]  # type: ignore[assignment]
@@ -149,8 +157,8 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
     approved at every level by different people, activates, and loses it again by
     itself.
 
-    Who may call: RequestAccess, members of the requesters' groups who are no
-    operators; ApproveAccess and DenyAccess, members of the level that is next;
+    Who may call: RequestAccess and CheckAccessRequest, members of the requesters'
+    groups who are no operators; ApproveAccess and DenyAccess, members of the level that is next;
     ActivateAccess and CancelAccess, the requester; RevokeAccess, the requester,
     approvers of any level and operators; ListAccess and GetAccess, the requester
     for their own, and approvers, operators and auditors for all. Whoever may not
@@ -178,6 +186,16 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.RequestAccessResponse, _abc.Awaitable[_access_pb2.RequestAccessResponse]]:
         """Asks for access to one key. Not idempotent."""
+
+    @_abc_1.abstractmethod
+    def CheckAccessRequest(
+        self,
+        request: _access_pb2.CheckAccessRequestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.CheckAccessRequestResponse, _abc.Awaitable[_access_pb2.CheckAccessRequestResponse]]:
+        """Says what RequestAccess would refuse before it looks at the password, which
+        is not among what is sent here. Changes nothing, and promises nothing.
+        """
 
     @_abc_1.abstractmethod
     def ListAccess(

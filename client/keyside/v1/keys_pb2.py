@@ -24,55 +24,56 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15keyside/v1/keys.proto\x12\nkeyside.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfc\x04\n\nKeyVersion\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\x0c\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.keyside.v1.KeyVersionState\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x61\x63tivated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x61rchived_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0bmade_by_uid\x18\x07 \x01(\rH\x00\x88\x01\x01\x12/\n\x0b\x64isabled_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x0f\x64isabled_by_uid\x18\t \x01(\rH\x01\x88\x01\x01\x12\x38\n\x14\x64\x65stroy_requested_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x18\x64\x65stroy_requested_by_uid\x18\x0b \x01(\rH\x02\x88\x01\x01\x12-\n\ndestroy_in\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x0c\x64\x65stroyed_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05usage\x18\x0e \x01(\x0b\x32\x18.keyside.v1.VersionUsageB\x0e\n\x0c_made_by_uidB\x12\n\x10_disabled_by_uidB\x1b\n\x19_destroy_requested_by_uid\"\xa1\x01\n\x0cVersionUsage\x12\x32\n\x0elast_sealed_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_opened_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08messages\x18\x03 \x01(\x04\x12\x17\n\x0fplaintext_bytes\x18\x04 \x01(\x04\"\xaf\x02\n\x03Key\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x63urrent_version\x18\x02 \x01(\r\x12\x15\n\rversion_count\x18\x03 \x01(\r\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrotated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05suite\x18\x06 \x01(\t\x12\x17\n\x0fpending_version\x18\x07 \x01(\r\x12,\n\x08rollover\x18\x08 \x01(\x0b\x32\x1a.keyside.v1.RolloverPolicy\x12\x34\n\x10next_rollover_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xac\x01\n\x0eRolloverPolicy\x12/\n\x0crotate_every\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x15rotate_after_messages\x18\x02 \x01(\x04\x12\x1a\n\x12rotate_after_bytes\x18\x03 \x01(\x04\x12.\n\x0bpropagation\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"X\n\x0eSidecarProcess\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12+\n\x07seen_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x11\n\x0fListKeysRequest\"1\n\x10ListKeysResponse\x12\x1d\n\x04keys\x18\x01 \x03(\x0b\x32\x0f.keyside.v1.Key\"D\n\rGetKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"q\n\x0eGetKeyResponse\x12\x1c\n\x03key\x18\x01 \x01(\x0b\x32\x0f.keyside.v1.Key\x12(\n\x08versions\x18\x02 \x03(\x0b\x32\x16.keyside.v1.KeyVersion\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"O\n\x10RotateKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10\x65xpected_current\x18\x02 \x01(\r\x12\x13\n\x0b\x63ompromised\x18\x03 \x01(\x08\"\xb8\x01\n\x11RotateKeyResponse\x12\x1c\n\x03key\x18\x01 \x01(\x0b\x32\x0f.keyside.v1.Key\x12\'\n\x07version\x18\x02 \x01(\x0b\x32\x16.keyside.v1.KeyVersion\x12(\n\x08previous\x18\x03 \x01(\x0b\x32\x16.keyside.v1.KeyVersion\x12\x32\n\x0eunacknowledged\x18\x04 \x03(\x0b\x32\x1a.keyside.v1.SidecarProcess\"5\n\x15\x44isableVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"u\n\x16\x44isableVersionResponse\x12\'\n\x07version\x18\x01 \x01(\x0b\x32\x16.keyside.v1.KeyVersion\x12\x32\n\x0eunacknowledged\x18\x02 \x03(\x0b\x32\x1a.keyside.v1.SidecarProcess\"4\n\x14\x45nableVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"t\n\x15\x45nableVersionResponse\x12\'\n\x07version\x18\x01 \x01(\x0b\x32\x16.keyside.v1.KeyVersion\x12\x32\n\x0eunacknowledged\x18\x02 \x03(\x0b\x32\x1a.keyside.v1.SidecarProcess\"5\n\x15\x44\x65stroyVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"u\n\x16\x44\x65stroyVersionResponse\x12\'\n\x07version\x18\x01 \x01(\x0b\x32\x16.keyside.v1.KeyVersion\x12\x32\n\x0eunacknowledged\x18\x02 \x03(\x0b\x32\x1a.keyside.v1.SidecarProcess\";\n\x1b\x43\x61ncelDestroyVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"G\n\x1c\x43\x61ncelDestroyVersionResponse\x12\'\n\x07version\x18\x01 \x01(\x0b\x32\x16.keyside.v1.KeyVersion*\xd3\x01\n\x0fKeyVersionState\x12!\n\x1dKEY_VERSION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19KEY_VERSION_STATE_PENDING\x10\x01\x12\x1d\n\x19KEY_VERSION_STATE_CURRENT\x10\x02\x12\x1e\n\x1aKEY_VERSION_STATE_ARCHIVED\x10\x03\x12\x1e\n\x1aKEY_VERSION_STATE_DISABLED\x10\x04\x12\x1f\n\x1bKEY_VERSION_STATE_DESTROYED\x10\x05\x32\xd1\x04\n\nKeyService\x12\x45\n\x08ListKeys\x12\x1b.keyside.v1.ListKeysRequest\x1a\x1c.keyside.v1.ListKeysResponse\x12?\n\x06GetKey\x12\x19.keyside.v1.GetKeyRequest\x1a\x1a.keyside.v1.GetKeyResponse\x12H\n\tRotateKey\x12\x1c.keyside.v1.RotateKeyRequest\x1a\x1d.keyside.v1.RotateKeyResponse\x12W\n\x0e\x44isableVersion\x12!.keyside.v1.DisableVersionRequest\x1a\".keyside.v1.DisableVersionResponse\x12T\n\rEnableVersion\x12 .keyside.v1.EnableVersionRequest\x1a!.keyside.v1.EnableVersionResponse\x12W\n\x0e\x44\x65stroyVersion\x12!.keyside.v1.DestroyVersionRequest\x1a\".keyside.v1.DestroyVersionResponse\x12i\n\x14\x43\x61ncelDestroyVersion\x12\'.keyside.v1.CancelDestroyVersionRequest\x1a(.keyside.v1.CancelDestroyVersionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15keyside/v1/keys.proto\x12\nkeyside.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xfc\x04\n\nKeyVersion\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\x0c\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.keyside.v1.KeyVersionState\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x61\x63tivated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x61rchived_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0bmade_by_uid\x18\x07 \x01(\rH\x00\x88\x01\x01\x12/\n\x0b\x64isabled_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x0f\x64isabled_by_uid\x18\t \x01(\rH\x01\x88\x01\x01\x12\x38\n\x14\x64\x65stroy_requested_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x18\x64\x65stroy_requested_by_uid\x18\x0b \x01(\rH\x02\x88\x01\x01\x12-\n\ndestroy_in\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x0c\x64\x65stroyed_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05usage\x18\x0e \x01(\x0b\x32\x18.keyside.v1.VersionUsageB\x0e\n\x0c_made_by_uidB\x12\n\x10_disabled_by_uidB\x1b\n\x19_destroy_requested_by_uid\"\xa1\x01\n\x0cVersionUsage\x12\x32\n\x0elast_sealed_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_opened_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08messages\x18\x03 \x01(\x04\x12\x17\n\x0fplaintext_bytes\x18\x04 \x01(\x04\"\xdb\x02\n\x03Key\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x63urrent_version\x18\x02 \x01(\r\x12\x15\n\rversion_count\x18\x03 \x01(\r\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrotated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05suite\x18\x06 \x01(\t\x12\x17\n\x0fpending_version\x18\x07 \x01(\r\x12,\n\x08rollover\x18\x08 \x01(\x0b\x32\x1a.keyside.v1.RolloverPolicy\x12\x34\n\x10next_rollover_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x0e\x63hange_refused\x18\n \x01(\x0b\x32\x12.google.rpc.Status\"\xac\x01\n\x0eRolloverPolicy\x12/\n\x0crotate_every\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x15rotate_after_messages\x18\x02 \x01(\x04\x12\x1a\n\x12rotate_after_bytes\x18\x03 \x01(\x04\x12.\n\x0bpropagation\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"X\n\x0eSidecarProcess\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12+\n\x07seen_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x11\n\x0fListKeysRequest\"1\n\x10ListKeysResponse\x12\x1d\n\x04keys\x18\x01 \x03(\x0b\x32\x0f.keyside.v1.Key\"D\n\rGetKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"q\n\x0eGetKeyResponse\x12\x1c\n\x03key\x18\x01 \x01(\x0b\x32\x0f.keyside.v1.Key\x12(\n\x08versions\x18\x02 \x03(\x0b\x32\x16.keyside.v1.KeyVersion\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"O\n\x10RotateKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10\x65xpected_current\x18\x02 \x01(\r\x12\x13\n\x0b\x63ompromised\x18\x03 \x01(\x08\"\xb8\x01\n\x11RotateKeyResponse\x12\x1c\n\x03key\x18\x01 \x01(\x0b\x32\x0f.keyside.v1.Key\x12\'\n\x07version\x18\x02 \x01(\x0b\x32\x16.keyside.v1.KeyVersion\x12(\n\x08previous\x18\x03 \x01(\x0b\x32\x16.keyside.v1.KeyVersion\x12\x32\n\x0eunacknowledged\x18\x04 \x03(\x0b\x32\x1a.keyside.v1.SidecarProcess\"5\n\x15\x44isableVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"u\n\x16\x44isableVersionResponse\x12\'\n\x07version\x18\x01 \x01(\x0b\x32\x16.keyside.v1.KeyVersion\x12\x32\n\x0eunacknowledged\x18\x02 \x03(\x0b\x32\x1a.keyside.v1.SidecarProcess\"4\n\x14\x45nableVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"t\n\x15\x45nableVersionResponse\x12\'\n\x07version\x18\x01 \x01(\x0b\x32\x16.keyside.v1.KeyVersion\x12\x32\n\x0eunacknowledged\x18\x02 \x03(\x0b\x32\x1a.keyside.v1.SidecarProcess\"5\n\x15\x44\x65stroyVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"u\n\x16\x44\x65stroyVersionResponse\x12\'\n\x07version\x18\x01 \x01(\x0b\x32\x16.keyside.v1.KeyVersion\x12\x32\n\x0eunacknowledged\x18\x02 \x03(\x0b\x32\x1a.keyside.v1.SidecarProcess\";\n\x1b\x43\x61ncelDestroyVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"G\n\x1c\x43\x61ncelDestroyVersionResponse\x12\'\n\x07version\x18\x01 \x01(\x0b\x32\x16.keyside.v1.KeyVersion*\xd3\x01\n\x0fKeyVersionState\x12!\n\x1dKEY_VERSION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19KEY_VERSION_STATE_PENDING\x10\x01\x12\x1d\n\x19KEY_VERSION_STATE_CURRENT\x10\x02\x12\x1e\n\x1aKEY_VERSION_STATE_ARCHIVED\x10\x03\x12\x1e\n\x1aKEY_VERSION_STATE_DISABLED\x10\x04\x12\x1f\n\x1bKEY_VERSION_STATE_DESTROYED\x10\x05\x32\xd1\x04\n\nKeyService\x12\x45\n\x08ListKeys\x12\x1b.keyside.v1.ListKeysRequest\x1a\x1c.keyside.v1.ListKeysResponse\x12?\n\x06GetKey\x12\x19.keyside.v1.GetKeyRequest\x1a\x1a.keyside.v1.GetKeyResponse\x12H\n\tRotateKey\x12\x1c.keyside.v1.RotateKeyRequest\x1a\x1d.keyside.v1.RotateKeyResponse\x12W\n\x0e\x44isableVersion\x12!.keyside.v1.DisableVersionRequest\x1a\".keyside.v1.DisableVersionResponse\x12T\n\rEnableVersion\x12 .keyside.v1.EnableVersionRequest\x1a!.keyside.v1.EnableVersionResponse\x12W\n\x0e\x44\x65stroyVersion\x12!.keyside.v1.DestroyVersionRequest\x1a\".keyside.v1.DestroyVersionResponse\x12i\n\x14\x43\x61ncelDestroyVersion\x12\'.keyside.v1.CancelDestroyVersionRequest\x1a(.keyside.v1.CancelDestroyVersionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'keyside.v1.keys_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KEYVERSIONSTATE']._serialized_start=2654
-  _globals['_KEYVERSIONSTATE']._serialized_end=2865
-  _globals['_KEYVERSION']._serialized_start=103
-  _globals['_KEYVERSION']._serialized_end=739
-  _globals['_VERSIONUSAGE']._serialized_start=742
-  _globals['_VERSIONUSAGE']._serialized_end=903
-  _globals['_KEY']._serialized_start=906
-  _globals['_KEY']._serialized_end=1209
-  _globals['_ROLLOVERPOLICY']._serialized_start=1212
-  _globals['_ROLLOVERPOLICY']._serialized_end=1384
-  _globals['_SIDECARPROCESS']._serialized_start=1386
-  _globals['_SIDECARPROCESS']._serialized_end=1474
-  _globals['_LISTKEYSREQUEST']._serialized_start=1476
-  _globals['_LISTKEYSREQUEST']._serialized_end=1493
-  _globals['_LISTKEYSRESPONSE']._serialized_start=1495
-  _globals['_LISTKEYSRESPONSE']._serialized_end=1544
-  _globals['_GETKEYREQUEST']._serialized_start=1546
-  _globals['_GETKEYREQUEST']._serialized_end=1614
-  _globals['_GETKEYRESPONSE']._serialized_start=1616
-  _globals['_GETKEYRESPONSE']._serialized_end=1729
-  _globals['_ROTATEKEYREQUEST']._serialized_start=1731
-  _globals['_ROTATEKEYREQUEST']._serialized_end=1810
-  _globals['_ROTATEKEYRESPONSE']._serialized_start=1813
-  _globals['_ROTATEKEYRESPONSE']._serialized_end=1997
-  _globals['_DISABLEVERSIONREQUEST']._serialized_start=1999
-  _globals['_DISABLEVERSIONREQUEST']._serialized_end=2052
-  _globals['_DISABLEVERSIONRESPONSE']._serialized_start=2054
-  _globals['_DISABLEVERSIONRESPONSE']._serialized_end=2171
-  _globals['_ENABLEVERSIONREQUEST']._serialized_start=2173
-  _globals['_ENABLEVERSIONREQUEST']._serialized_end=2225
-  _globals['_ENABLEVERSIONRESPONSE']._serialized_start=2227
-  _globals['_ENABLEVERSIONRESPONSE']._serialized_end=2343
-  _globals['_DESTROYVERSIONREQUEST']._serialized_start=2345
-  _globals['_DESTROYVERSIONREQUEST']._serialized_end=2398
-  _globals['_DESTROYVERSIONRESPONSE']._serialized_start=2400
-  _globals['_DESTROYVERSIONRESPONSE']._serialized_end=2517
-  _globals['_CANCELDESTROYVERSIONREQUEST']._serialized_start=2519
-  _globals['_CANCELDESTROYVERSIONREQUEST']._serialized_end=2578
-  _globals['_CANCELDESTROYVERSIONRESPONSE']._serialized_start=2580
-  _globals['_CANCELDESTROYVERSIONRESPONSE']._serialized_end=2651
-  _globals['_KEYSERVICE']._serialized_start=2868
-  _globals['_KEYSERVICE']._serialized_end=3461
+  _globals['_KEYVERSIONSTATE']._serialized_start=2723
+  _globals['_KEYVERSIONSTATE']._serialized_end=2934
+  _globals['_KEYVERSION']._serialized_start=128
+  _globals['_KEYVERSION']._serialized_end=764
+  _globals['_VERSIONUSAGE']._serialized_start=767
+  _globals['_VERSIONUSAGE']._serialized_end=928
+  _globals['_KEY']._serialized_start=931
+  _globals['_KEY']._serialized_end=1278
+  _globals['_ROLLOVERPOLICY']._serialized_start=1281
+  _globals['_ROLLOVERPOLICY']._serialized_end=1453
+  _globals['_SIDECARPROCESS']._serialized_start=1455
+  _globals['_SIDECARPROCESS']._serialized_end=1543
+  _globals['_LISTKEYSREQUEST']._serialized_start=1545
+  _globals['_LISTKEYSREQUEST']._serialized_end=1562
+  _globals['_LISTKEYSRESPONSE']._serialized_start=1564
+  _globals['_LISTKEYSRESPONSE']._serialized_end=1613
+  _globals['_GETKEYREQUEST']._serialized_start=1615
+  _globals['_GETKEYREQUEST']._serialized_end=1683
+  _globals['_GETKEYRESPONSE']._serialized_start=1685
+  _globals['_GETKEYRESPONSE']._serialized_end=1798
+  _globals['_ROTATEKEYREQUEST']._serialized_start=1800
+  _globals['_ROTATEKEYREQUEST']._serialized_end=1879
+  _globals['_ROTATEKEYRESPONSE']._serialized_start=1882
+  _globals['_ROTATEKEYRESPONSE']._serialized_end=2066
+  _globals['_DISABLEVERSIONREQUEST']._serialized_start=2068
+  _globals['_DISABLEVERSIONREQUEST']._serialized_end=2121
+  _globals['_DISABLEVERSIONRESPONSE']._serialized_start=2123
+  _globals['_DISABLEVERSIONRESPONSE']._serialized_end=2240
+  _globals['_ENABLEVERSIONREQUEST']._serialized_start=2242
+  _globals['_ENABLEVERSIONREQUEST']._serialized_end=2294
+  _globals['_ENABLEVERSIONRESPONSE']._serialized_start=2296
+  _globals['_ENABLEVERSIONRESPONSE']._serialized_end=2412
+  _globals['_DESTROYVERSIONREQUEST']._serialized_start=2414
+  _globals['_DESTROYVERSIONREQUEST']._serialized_end=2467
+  _globals['_DESTROYVERSIONRESPONSE']._serialized_start=2469
+  _globals['_DESTROYVERSIONRESPONSE']._serialized_end=2586
+  _globals['_CANCELDESTROYVERSIONREQUEST']._serialized_start=2588
+  _globals['_CANCELDESTROYVERSIONREQUEST']._serialized_end=2647
+  _globals['_CANCELDESTROYVERSIONRESPONSE']._serialized_start=2649
+  _globals['_CANCELDESTROYVERSIONRESPONSE']._serialized_end=2720
+  _globals['_KEYSERVICE']._serialized_start=2937
+  _globals['_KEYSERVICE']._serialized_end=3530
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -206,6 +207,7 @@ class Key(_message.Message):
     PENDING_VERSION_FIELD_NUMBER: _builtins.int
     ROLLOVER_FIELD_NUMBER: _builtins.int
     NEXT_ROLLOVER_AT_FIELD_NUMBER: _builtins.int
+    CHANGE_REFUSED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     current_version: _builtins.int
     """The current version's number."""
@@ -225,7 +227,15 @@ class Key(_message.Message):
     def rollover(self) -> Global___RolloverPolicy: ...
     @_builtins.property
     def next_rollover_at(self) -> _timestamp_pb2.Timestamp:
-        """When its age will roll the key over, unless it was used up earlier."""
+        """When its age will roll the key over, unless it was used up earlier. The same
+        whenever it is asked; in the past where the rollover is overdue.
+        """
+
+    @_builtins.property
+    def change_refused(self) -> _status_pb2.Status:
+        """The status that any change of its versions would end with, because this
+        caller may make none; unset where they may.
+        """
 
     def __init__(
         self,
@@ -239,10 +249,11 @@ class Key(_message.Message):
         pending_version: _builtins.int = ...,
         rollover: Global___RolloverPolicy | None = ...,
         next_rollover_at: _timestamp_pb2.Timestamp | None = ...,
+        change_refused: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "next_rollover_at", b"next_rollover_at", "rollover", b"rollover", "rotated_at", b"rotated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change_refused", b"change_refused", "created_at", b"created_at", "next_rollover_at", b"next_rollover_at", "rollover", b"rollover", "rotated_at", b"rotated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "current_version", b"current_version", "name", b"name", "next_rollover_at", b"next_rollover_at", "pending_version", b"pending_version", "rollover", b"rollover", "rotated_at", b"rotated_at", "suite", b"suite", "version_count", b"version_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_refused", b"change_refused", "created_at", b"created_at", "current_version", b"current_version", "name", b"name", "next_rollover_at", b"next_rollover_at", "pending_version", b"pending_version", "rollover", b"rollover", "rotated_at", b"rotated_at", "suite", b"suite", "version_count", b"version_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,25 +25,27 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17keyside/v1/status.proto\x12\nkeyside.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"w\n\x07Problem\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x0e\n\x06remedy\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x62locking\x18\x05 \x01(\x08\"\x8f\x01\n\x0e\x43\x61llerIdentity\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x0b\n\x03uid\x18\x02 \x01(\r\x12\x0b\n\x03gid\x18\x03 \x01(\r\x12\x0f\n\x07\x61\x63\x63ount\x18\x04 \x01(\t\x12\x16\n\tlogin_uid\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07refused\x18\x06 \x01(\t\x12\x0e\n\x06remedy\x18\x07 \x01(\tB\x0c\n\n_login_uid\"A\n\tKeyStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x63urrent_version\x18\x02 \x01(\r\x12\r\n\x05ready\x18\x03 \x01(\x08\"\xef\x01\n\x11GetStatusResponse\x12$\n\x07serving\x18\x01 \x01(\x0e\x32\x13.keyside.v1.Serving\x12\x0f\n\x07version\x18\x02 \x01(\t\x12.\n\nstarted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x08problems\x18\x04 \x03(\x0b\x32\x13.keyside.v1.Problem\x12\'\n\x03you\x18\x05 \x01(\x0b\x32\x1a.keyside.v1.CallerIdentity\x12#\n\x04keys\x18\x06 \x03(\x0b\x32\x15.keyside.v1.KeyStatus*\x85\x01\n\x07Serving\x12\x17\n\x13SERVING_UNSPECIFIED\x10\x00\x12\x14\n\x10SERVING_STARTING\x10\x01\x12\x0f\n\x0bSERVING_YES\x10\x02\x12\x14\n\x10SERVING_DEGRADED\x10\x03\x12\x14\n\x10SERVING_DRAINING\x10\x04\x12\x0e\n\nSERVING_NO\x10\x05\x32Y\n\rStatusService\x12H\n\tGetStatus\x12\x1c.keyside.v1.GetStatusRequest\x1a\x1d.keyside.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17keyside/v1/status.proto\x12\nkeyside.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\xa6\x01\n\x07Problem\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x0e\n\x06remedy\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x62locking\x18\x05 \x01(\x08\x12-\n\x08severity\x18\x06 \x01(\x0e\x32\x1b.keyside.v1.ProblemSeverity\"\x8f\x01\n\x0e\x43\x61llerIdentity\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x0b\n\x03uid\x18\x02 \x01(\r\x12\x0b\n\x03gid\x18\x03 \x01(\r\x12\x0f\n\x07\x61\x63\x63ount\x18\x04 \x01(\t\x12\x16\n\tlogin_uid\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07refused\x18\x06 \x01(\t\x12\x0e\n\x06remedy\x18\x07 \x01(\tB\x0c\n\n_login_uid\"A\n\tKeyStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x63urrent_version\x18\x02 \x01(\r\x12\r\n\x05ready\x18\x03 \x01(\x08\"\xef\x01\n\x11GetStatusResponse\x12$\n\x07serving\x18\x01 \x01(\x0e\x32\x13.keyside.v1.Serving\x12\x0f\n\x07version\x18\x02 \x01(\t\x12.\n\nstarted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x08problems\x18\x04 \x03(\x0b\x32\x13.keyside.v1.Problem\x12\'\n\x03you\x18\x05 \x01(\x0b\x32\x1a.keyside.v1.CallerIdentity\x12#\n\x04keys\x18\x06 \x03(\x0b\x32\x15.keyside.v1.KeyStatus*\x85\x01\n\x07Serving\x12\x17\n\x13SERVING_UNSPECIFIED\x10\x00\x12\x14\n\x10SERVING_STARTING\x10\x01\x12\x0f\n\x0bSERVING_YES\x10\x02\x12\x14\n\x10SERVING_DEGRADED\x10\x03\x12\x14\n\x10SERVING_DRAINING\x10\x04\x12\x0e\n\nSERVING_NO\x10\x05*\x88\x01\n\x0fProblemSeverity\x12 \n\x1cPROBLEM_SEVERITY_UNSPECIFIED\x10\x00\x12\x19\n\x15PROBLEM_SEVERITY_NOTE\x10\x01\x12\x1c\n\x18PROBLEM_SEVERITY_WARNING\x10\x02\x12\x1a\n\x16PROBLEM_SEVERITY_ERROR\x10\x03\x32Y\n\rStatusService\x12H\n\tGetStatus\x12\x1c.keyside.v1.GetStatusRequest\x1a\x1d.keyside.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'keyside.v1.status_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SERVING']._serialized_start=669
-  _globals['_SERVING']._serialized_end=802
+  _globals['_SERVING']._serialized_start=717
+  _globals['_SERVING']._serialized_end=850
+  _globals['_PROBLEMSEVERITY']._serialized_start=853
+  _globals['_PROBLEMSEVERITY']._serialized_end=989
   _globals['_GETSTATUSREQUEST']._serialized_start=72
   _globals['_GETSTATUSREQUEST']._serialized_end=90
-  _globals['_PROBLEM']._serialized_start=92
-  _globals['_PROBLEM']._serialized_end=211
-  _globals['_CALLERIDENTITY']._serialized_start=214
-  _globals['_CALLERIDENTITY']._serialized_end=357
-  _globals['_KEYSTATUS']._serialized_start=359
-  _globals['_KEYSTATUS']._serialized_end=424
-  _globals['_GETSTATUSRESPONSE']._serialized_start=427
-  _globals['_GETSTATUSRESPONSE']._serialized_end=666
-  _globals['_STATUSSERVICE']._serialized_start=804
-  _globals['_STATUSSERVICE']._serialized_end=893
+  _globals['_PROBLEM']._serialized_start=93
+  _globals['_PROBLEM']._serialized_end=259
+  _globals['_CALLERIDENTITY']._serialized_start=262
+  _globals['_CALLERIDENTITY']._serialized_end=405
+  _globals['_KEYSTATUS']._serialized_start=407
+  _globals['_KEYSTATUS']._serialized_end=472
+  _globals['_GETSTATUSRESPONSE']._serialized_start=475
+  _globals['_GETSTATUSRESPONSE']._serialized_end=714
+  _globals['_STATUSSERVICE']._serialized_start=991
+  _globals['_STATUSSERVICE']._serialized_end=1080
 # @@protoc_insertion_point(module_scope)

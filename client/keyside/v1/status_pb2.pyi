@@ -46,6 +46,36 @@ SERVING_DRAINING: Serving.ValueType  # 4
 SERVING_NO: Serving.ValueType  # 5
 Global___Serving: _TypeAlias = Serving  # noqa: Y015
 
+class _ProblemSeverity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProblemSeverityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProblemSeverity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROBLEM_SEVERITY_UNSPECIFIED: _ProblemSeverity.ValueType  # 0
+    """From a sidecar that is too old to say."""
+    PROBLEM_SEVERITY_NOTE: _ProblemSeverity.ValueType  # 1
+    """To know. It alone does not make the sidecar SERVING_DEGRADED."""
+    PROBLEM_SEVERITY_WARNING: _ProblemSeverity.ValueType  # 2
+    """Weakens what is protected, or will matter later."""
+    PROBLEM_SEVERITY_ERROR: _ProblemSeverity.ValueType  # 3
+    """Fails now."""
+
+class ProblemSeverity(_ProblemSeverity, metaclass=_ProblemSeverityEnumTypeWrapper):
+    """How grave a problem is. The same problem is as grave wherever it is told of:
+    here, by keysided check, and in the log.
+    """
+
+PROBLEM_SEVERITY_UNSPECIFIED: ProblemSeverity.ValueType  # 0
+"""From a sidecar that is too old to say."""
+PROBLEM_SEVERITY_NOTE: ProblemSeverity.ValueType  # 1
+"""To know. It alone does not make the sidecar SERVING_DEGRADED."""
+PROBLEM_SEVERITY_WARNING: ProblemSeverity.ValueType  # 2
+"""Weakens what is protected, or will matter later."""
+PROBLEM_SEVERITY_ERROR: ProblemSeverity.ValueType  # 3
+"""Fails now."""
+Global___ProblemSeverity: _TypeAlias = ProblemSeverity  # noqa: Y015
+
 @_typing.final
 class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -72,14 +102,16 @@ class Problem(_message.Message):
     REMEDY_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
     BLOCKING_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """A constant such as STORE_UNAVAILABLE or MEMORY_NOT_LOCKED."""
     summary: _builtins.str
-    """One sentence."""
+    """One sentence; may be empty for callers who are allowed nothing."""
     remedy: _builtins.str
-    """What to do about it."""
+    """What to do about it; empty for callers who are allowed nothing."""
     blocking: _builtins.bool
     """True where it keeps some call from being served."""
+    severity: Global___ProblemSeverity.ValueType
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -90,10 +122,11 @@ class Problem(_message.Message):
         remedy: _builtins.str = ...,
         since: _timestamp_pb2.Timestamp | None = ...,
         blocking: _builtins.bool = ...,
+        severity: Global___ProblemSeverity.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocking", b"blocking", "reason", b"reason", "remedy", b"remedy", "since", b"since", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocking", b"blocking", "reason", b"reason", "remedy", b"remedy", "severity", b"severity", "since", b"since", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -184,9 +217,11 @@ class GetStatusResponse(_message.Message):
     KEYS_FIELD_NUMBER: _builtins.int
     serving: Global___Serving.ValueType
     version: _builtins.str
-    """The program's version."""
+    """The program's version; empty for callers who are allowed nothing."""
     @_builtins.property
-    def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """When the sidecar was started, whichever worker answers."""
+
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]: ...
     @_builtins.property

@@ -34,7 +34,7 @@ def check_wish(wish: AccessWish, elevation: ElevationPolicy) -> None:
     check_text("ticket", wish.ticket, MOST_TICKET)
     if not SHORTEST_US <= wish.duration_us <= elevation.max_duration_us:
         most = elevation.max_duration_us // 1_000_000
-        raise BadRequest("duration", f"must be from 1 to {most} seconds (elevation.max_duration)")
+        raise BadRequest("duration", f"must be from 1 s to {most} s (elevation.max_duration)")
     if not wish.operations or len(set(wish.operations)) != len(wish.operations):
         raise BadRequest("operations", "must name one operation at least, each once")
     if len(wish.versions) > MOST_RANGES:

@@ -38,6 +38,7 @@ from keyside_sidecar.audit.wire import (
 )
 from keyside_sidecar.errors import AuditUnavailable
 from keyside_sidecar.log import event
+from keyside_sidecar.severity import severity_of
 
 if TYPE_CHECKING:
     import socket
@@ -249,7 +250,13 @@ class AuditSender:
         summary, remedy = problems.TEXTS[reason]
         if self._since is None:
             self._since, self._since_s = self._clock.now(), self._clock.monotonic_s()
-            event(_log, logging.ERROR, "audit log fails", reason=reason, what_to_do=remedy)
+            event(
+                _log,
+                severity_of(reason).log_level,
+                "audit log fails",
+                reason=reason,
+                what_to_do=remedy,
+            )
         return AuditProblem(reason, summary, remedy, self._since, self._refusing)
 
     def _find_reason(self) -> str | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from keyside.quantities import count_of
 from keyside_sidecar.commands.accounts import find_account
 from keyside_sidecar.commands.apart import continue_as, leaving_as_it_was, settle_as
 from keyside_sidecar.commands.drafts import Draft
@@ -69,7 +70,7 @@ def run_backup(config_path: Path, destination: str) -> int:
         if code or (code is None and account is not None):
             return code or 0
         size = draft.publish()
-    click.echo(f"wrote {size:,} bytes to {destination}")
+    click.echo(f"wrote {count_of(size, 'byte')} to {destination}")
     return 0
 
 
@@ -104,8 +105,8 @@ def _write(config: Config, file: BinaryIO, name: str) -> None:
     say = partial(click.echo, err=name == _STANDARD_OUTPUT)
     say(
         f"the store in {locate_store(config.store.url).place} as of {header.made_at}, generation "
-        f"{header.generation}: {contents.versions:,} versions of {contents.keys:,} keys, "
-        f"{contents.destroyed:,} of them destroyed"
+        f"{header.generation}: {count_of(contents.versions, 'version')} of "
+        f"{count_of(contents.keys, 'key')}, {contents.destroyed:,} of them destroyed"
     )
     say(f"It can be restored only with the root key {header.root_key_id}. Keep that elsewhere:")
     say("  whoever has both can decrypt everything.")

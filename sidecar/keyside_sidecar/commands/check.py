@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from keyside.quantities import count_of
 from keyside_sidecar.access.resolve import resolve_policy
 from keyside_sidecar.commands import host
 from keyside_sidecar.commands.accounts import act_as, find_account
@@ -80,7 +81,7 @@ def _check_names(config: Config) -> Iterator[Finding]:
             "policy", Grade.FAILED, str(error), "restore the directory service", _EX_UNAVAILABLE
         )
         return
-    yield Finding("policy", Grade.OK, f"all names are known; {len(policy.keys)} keys")
+    yield Finding("policy", Grade.OK, f"all names are known; {count_of(len(policy.keys), 'key')}")
 
 
 def _check_keys(config: Config) -> Iterator[Finding]:
@@ -135,7 +136,10 @@ def _check_store(config: Config, custodian: Custodian) -> Finding:
     finally:
         store.close()
     unserved = sorted({info.name for info in infos} - set(config.keys))
-    text = f"{count} versions of {len(infos)} keys are authentic, and every current one unwraps"
+    text = (
+        f"{count_of(count, 'version')} of {count_of(len(infos), 'key')} "
+        f"{'is' if count == 1 else 'are'} authentic, and every current one unwraps"
+    )
     if not unserved:
         return Finding("store", Grade.OK, text)
     return Finding(

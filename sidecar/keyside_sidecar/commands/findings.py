@@ -5,14 +5,17 @@ from __future__ import annotations
 import enum
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import click
 
 from keyside_sidecar.log import escape
+from keyside_sidecar.severity import Severity, severity_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from keyside_sidecar.weaknesses import Weakness
 
 
 class Grade(enum.Enum):
@@ -24,6 +27,11 @@ class Grade(enum.Enum):
     FAILED = "failed"
 
 
+_GRADES: Final = {
+    Severity.NOTE: Grade.NOTE,
+    Severity.WARNING: Grade.WARNING,
+    Severity.ERROR: Grade.FAILED,
+}
 _COLOURS: Final = {Grade.OK: "green", Grade.WARNING: "yellow", Grade.FAILED: "red"}
 
 
@@ -37,6 +45,7 @@ class Finding:
         text: One sentence.
         remedy: What to do about it, or ``""``.
         exit_code: What the command ends with where this failed.
+        reason: The constant by which ``keyside status`` tells the same; None where it does not.
     """
 
     subject: str
@@ -44,6 +53,13 @@ class Finding:
     text: str
     remedy: str = ""
     exit_code: int = 78
+    reason: str | None = None
+
+    @classmethod
+    def of_weakness(cls, subject: str, weakness: Weakness) -> Self:
+        """Return the finding of something that status tells too, as grave as there."""
+        grade = _GRADES[severity_of(weakness.reason)]
+        return cls(subject, grade, weakness.summary, weakness.remedy, reason=weakness.reason)
 
 
 def print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
@@ -54,7 +70,8 @@ def print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
                 "subject": finding.subject,
                 "grade": finding.grade.value,
                 "text": finding.text,
-                "remedy": finding.remedy,
+                "remedy": finding.remedy or None,
+                "reason": finding.reason,
             }
             for finding in findings
         ]

@@ -7,6 +7,7 @@ import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from keyside.quantities import count_of
 from keyside_sidecar import hardening
 from keyside_sidecar.commands.findings import Finding, Grade
 from keyside_sidecar.descriptors import check_descriptor_limit
@@ -15,7 +16,11 @@ from keyside_sidecar.pam.shadow import can_read_shadow
 from keyside_sidecar.pam.transaction import has_service, load_pam
 from keyside_sidecar.peer.login import read_login
 from keyside_sidecar.peer.nsswitch import parse_nsswitch
-from keyside_sidecar.peer.pidfd import kernel_gives_peer_pidfd
+from keyside_sidecar.weaknesses import (
+    describe_unlocked_memory,
+    find_person_logins_off,
+    find_pidfd_fallback,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,22 +43,15 @@ def check_limits(config: Config, account: Account | None) -> Iterator[Finding]:
     except StartupError as error:
         yield Finding("open files", Grade.FAILED, str(error), error.remedy)
     else:
-        yield Finding(
-            "open files", Grade.OK, f"enough for {config.sidecar.max_connections} connections"
-        )
+        most = count_of(config.sidecar.max_connections, "connection")
+        yield Finding("open files", Grade.OK, f"enough for {most}")
     hardening.raise_memlock_limit()
     unlimited = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
     if unlimited:
         yield Finding("memory", Grade.OK, "key material will be locked into memory")
-    elif _has_swap():
-        yield Finding(
-            "memory",
-            Grade.WARNING,
-            "locked memory is limited here, and the host has swap: keys may be written to it",
-            "set LimitMEMLOCK=infinity in the service's unit, or encrypt the swap",
-        )
     else:
-        yield Finding("memory", Grade.NOTE, "locked memory is limited here; the host has no swap")
+        weakness = describe_unlocked_memory("RLIMIT_MEMLOCK is limited here")
+        yield Finding.of_weakness("memory", weakness)
     who = f"uid {account.uid}" if account is not None else f"uid {os.geteuid()}, as started"
     yield Finding("account", Grade.OK, f"workers run as {who}")
 
@@ -99,15 +97,11 @@ def check_elevation(config: Config, account: Account | None) -> Iterator[Finding
 
 def check_identity(config: Config) -> Iterator[Finding]:
     """Look at what telling callers apart depends on; call as the sidecar's account."""
-    if kernel_gives_peer_pidfd():
+    weaknesses = list(find_pidfd_fallback())
+    for weakness in weaknesses:
+        yield Finding.of_weakness("peer processes", weakness)
+    if not weaknesses:
         yield Finding("peer processes", Grade.OK, "the kernel hands over callers' processes")
-    else:
-        yield Finding(
-            "peer processes",
-            Grade.WARNING,
-            "this kernel has no SO_PEERPIDFD; callers' processes are found by number",
-            "use Linux 6.5 or newer",
-        )
     yield _check_namespace(
         "user", _INITIAL_USER_NAMESPACE, "callers whose uid it does not map are refused"
     )
@@ -129,8 +123,8 @@ def _check_namespace(kind: str, initial: str, consequence: str) -> Finding:
 
 def _check_login(config: Config) -> Finding:
     """Prove that a foreign process's login uid can be read: init's, which everybody may read."""
-    if config.identity.person_logins == "off":
-        return Finding("login uids", Grade.WARNING, 'not looked at, because person_logins is "off"')
+    for weakness in find_person_logins_off(config):
+        return Finding.of_weakness("login uids", weakness)
     if read_login(_INIT_PID).readable:
         return Finding("login uids", Grade.OK, "a foreign process's login uid can be read")
     if read_login(os.getpid()).readable:
@@ -179,10 +173,3 @@ def check_name_caches(config: Config) -> Iterator[Finding]:
             f"nscd answers from its own cache, so a removal takes its time and then {ttl}",
             "set enable-cache group no and enable-cache passwd no in nscd.conf",
         )
-
-
-def _has_swap() -> bool:
-    try:
-        return len(Path("/proc/swaps").read_text().splitlines()) > 1
-    except OSError:
-        return True

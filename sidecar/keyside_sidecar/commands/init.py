@@ -57,7 +57,7 @@ def run_init(config_path: Path, store_url: str | None = None, *, only_audit: boo
         act_as(account)
         _make_audit_log(config)
         return 0
-    _require_absent(config.root_key.path, "a root key")
+    require_absent(config.root_key.path, "a root key")
     require_no_log(config.audit.path)
     owner = account.uid if account else os.geteuid()
     require_safe_log_directory(config.audit.path.parent, owner)
@@ -65,7 +65,7 @@ def run_init(config_path: Path, store_url: str | None = None, *, only_audit: boo
     with ExitStack() as stack:
         new = None
         if isinstance(location, SqliteFile):
-            _require_absent(location.path, "a store")
+            require_absent(location.path, "a store")
             # The store's directory is the account's, because SQLite writes beside the store.
             uid = account.uid if account else os.geteuid()
             require_safe_directory(location.path.parent, frozenset({uid}))
@@ -131,7 +131,12 @@ def acting_as(account: Account | None) -> Iterator[None]:
         os.setgroups(groups)
 
 
-def _require_absent(path: Path, what: str) -> None:
+def require_absent(path: Path, what: str) -> None:
+    """Refuse to make what is there already.
+
+    Raises:
+        StartupError: It is.
+    """
     if os.path.lexists(path):
         raise StartupError(
             f"there is {what} at {path} already; nothing was changed",

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from keyside.quantities import count_of
 from keyside_sidecar.commands.accounts import find_account
 from keyside_sidecar.commands.apart import settle_as
-from keyside_sidecar.commands.init import acting_as
+from keyside_sidecar.commands.init import acting_as, require_absent
 from keyside_sidecar.commands.stores import choose_store
 from keyside_sidecar.config import load_config
 from keyside_sidecar.custody import open_custodian
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.config.store_url import PostgresqlServer
     from keyside_sidecar.store.examination import Contents
 
+_EX_USAGE: Final = 64
 _EX_NOINPUT: Final = 66
 _STANDARD_INPUT: Final = "-"
 _STDIN_FILENO: Final = 0
@@ -52,6 +54,8 @@ def run_restore(config_path: Path, source: str, store_url: str | None = None) ->
     url = choose_store(config, store_url)
     account = find_account(config)
     location = locate_store(url)
+    if isinstance(location, SqliteFile):
+        require_absent(location.path, "a store")
     with ExitStack() as stack:
         file = stack.enter_context(_open(source))
         new = None
@@ -62,7 +66,8 @@ def run_restore(config_path: Path, source: str, store_url: str | None = None) ->
         # What is read now was made by somebody: from here on as the account.
         settle_as(account)
         try:
-            backup = Backup.open(stack.enter_context(_spool(file)), open_custodian(config.root_key))
+            custodian = open_custodian(config.root_key)
+            backup = Backup.open(stack.enter_context(_spool(file)), custodian)
             contents = backup.examine()
             if isinstance(location, SqliteFile):
                 make_file(location.path, os.geteuid(), os.getegid(), backup.write_into)
@@ -77,6 +82,12 @@ def run_restore(config_path: Path, source: str, store_url: str | None = None) ->
 def _open(source: str) -> BinaryIO:
     try:
         if source == _STANDARD_INPUT:
+            if os.isatty(_STDIN_FILENO):
+                raise StartupError(
+                    "a backup is not typed, and standard input is a terminal",
+                    remedy="name a file, or send it in from one",
+                    exit_code=_EX_USAGE,
+                )
             return os.fdopen(os.dup(_STDIN_FILENO), "rb")
         return Path(source).open("rb")
     except OSError as error:
@@ -95,8 +106,9 @@ def _spool(file: BinaryIO) -> BinaryIO:
 def _tell(backup: Backup, contents: Contents, location: SqliteFile | PostgresqlServer) -> None:
     header = backup.header
     click.echo(
-        f"restored the store to {location.place}: {contents.versions:,} versions of "
-        f"{contents.keys:,} keys, {contents.destroyed:,} of them destroyed"
+        f"restored the store to {location.place}: "
+        f"{count_of(contents.versions, 'version')} of {count_of(contents.keys, 'key')}, "
+        f"{contents.destroyed:,} of them destroyed"
     )
     click.echo(
         f"as of {header.made_at}: generation {header.generation}, root key {header.root_key_id}"

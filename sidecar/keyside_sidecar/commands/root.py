@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from keyside.quantities import count_of
+from keyside.timestamps import format_timestamp
 from keyside_sidecar import hardening
 from keyside_sidecar.commands.accounts import act_as, find_account
 from keyside_sidecar.commands.apart import continue_as, leaving_as_it_was, settle_as
@@ -81,7 +83,7 @@ def run_root_rotate(config_path: Path, *, prepare_only: bool = False) -> int:
             made_at = datetime.fromtimestamp(following.stat().st_mtime, UTC)
             click.echo(
                 f"goes on with the root key {key_id} that waits in {following} since "
-                f"{made_at:%Y-%m-%dT%H:%M:%SZ}"
+                f"{format_timestamp(made_at)}"
             )
         if prepare_only:
             click.echo("Back it up, and copy it to every other host with this store, at the same")
@@ -176,7 +178,8 @@ def _move(store: Store, successor: Custodian, fleet: Fleet, config: Config) -> b
         if done.contents is not None:
             click.echo(
                 f"the store belongs to the root key {successor.key_id} now: "
-                f"{done.contents.versions:,} versions of {done.contents.keys:,} keys"
+                f"{count_of(done.contents.versions, 'version')} of "
+                f"{count_of(done.contents.keys, 'key')}"
             )
     if lacking:
         following = name_next(config.root_key.path)
@@ -208,7 +211,7 @@ def _await_none(
 
 def _list(members: Iterable[Member]) -> None:
     for member in members:
-        seen = member.seen_at.strftime("%Y-%m-%d %H:%M:%S UTC")
+        seen = format_timestamp(member.seen_at)
         click.echo(f"  {escape(member.host)}, process {member.pid}, last seen {seen}", err=True)
 
 

@@ -15,13 +15,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from keyside.timestamps import format_timestamp
 from keyside_sidecar.access import elevation, grants
 from keyside_sidecar.access.credential import hash_credential, make_access_id, make_credential
 from keyside_sidecar.access.facts import Facts, uids_to_check
 from keyside_sidecar.access.policy import Operation, Subject
+from keyside_sidecar.access.prospects import foresee
 from keyside_sidecar.access.reasons import Reason
+from keyside_sidecar.access.refusals import refuse_as
 from keyside_sidecar.access.requests import AccessState, Actor
-from keyside_sidecar.errors import AccessFactsMissing, AccessRefused, AuditUnavailable, Refused
+from keyside_sidecar.errors import (
+    AccessFactsMissing,
+    AccessRefused,
+    AuditUnavailable,
+    AuthenticationFailed,
+    Refused,
+)
 from keyside_sidecar.log import event
 from keyside_sidecar.store.records import from_microseconds
 
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
 
     from keyside.names import KeyName
     from keyside_sidecar.access.policy import Policy
+    from keyside_sidecar.access.prospects import Prospect
     from keyside_sidecar.access.requests import (
         AccessId,
         AccessItem,
@@ -126,6 +136,20 @@ class AccessOffice:
 
         return await self._change(partial(self._keyring.store.access.insert, make))
 
+    async def check_wish(self, requester: Actor, wish: AccessWish) -> None:
+        """Go through all that :meth:`request` looks at, and write nothing.
+
+        Raises:
+            BadRequest: As for :meth:`request`.
+            AccessRefused: As for :meth:`request`.
+            StoreError: The store is away, or fails its checks.
+        """
+        await self._refuse_operators(requester.subject)
+        facts = self._facts({requester.subject.uid: requester.subject.gids})
+        moment = await self._keyring.look(self._keyring.store.access.read_moment)
+        access_id = make_access_id(os.urandom(8))
+        elevation.make_request(wish, requester, facts, moment, access_id, await self.list_open())
+
     async def approve(self, access_id: AccessId, approver: Actor, comment: str) -> AccessRequest:
         """Add an approval at the level that is next.
 
@@ -216,6 +240,38 @@ class AccessOffice:
             StoreError: The store is away, or fails its checks.
         """
         return await self._keyring.look(partial(self._keyring.store.access.find, access_id))
+
+    async def foresee(
+        self, actor: Actor, requests: Sequence[AccessRequest]
+    ) -> list[tuple[Prospect, ...]]:
+        """Return what somebody may do about each of some requests now, and why not the rest.
+
+        What can't be known now (a name service or PAM that is away) is left out.
+
+        Raises:
+            StoreError: The store is away, or fails its checks.
+        """
+        open_ones = [one for one in requests if one.lives]
+        if not open_ones:
+            return [() for _ in requests]
+        moment = await self._keyring.look(self._keyring.store.access.read_moment)
+        uids = frozenset[int]().union(*map(uids_to_check, open_ones))
+        gids = {actor.subject.uid: actor.subject.gids}
+        fallen: frozenset[int] = frozenset()
+        operator: AccessRefused | None = None
+        with suppress(Refused, AuthenticationFailed):
+            gids |= await self._standing.read_groups(uids - {actor.subject.uid})
+            if len(requests) == 1:  # PAM is asked account by account
+                fallen = await self._standing.find_fallen(uids)
+        try:
+            await self._refuse_operators(actor.subject)
+        except Refused as error:
+            operator = refuse_as(error.reason)
+        facts = self._facts(gids, fallen)
+        return [
+            foresee(one, moment, facts, actor, activating=operator) if one.lives else ()
+            for one in requests
+        ]
 
     async def list_open(self) -> list[AccessRequest]:
         """Return what has not ended, oldest first.
@@ -487,7 +543,7 @@ def _describe_end(request: AccessRequest) -> dict[str, object]:
     if request.end_reason is not None:
         details["end_reason"] = str(request.end_reason)
     if request.ended_us is not None:
-        details["ended_at"] = from_microseconds(request.ended_us).isoformat()
+        details["ended_at"] = format_timestamp(from_microseconds(request.ended_us))
     if request.opened:
         details["opened"] = [[one.first, one.last] for one in request.opened]
     if struck := _count_struck(request):

@@ -24,6 +24,7 @@ from keyside_sidecar.errors import RotationConflict, SidecarError, StoreUnavaila
 from keyside_sidecar.keys.notices import Notice, describe_upkeep
 from keyside_sidecar.keys.rollover import Moment, RolloverPolicy, Step, clock_is_behind, decide
 from keyside_sidecar.log import event
+from keyside_sidecar.severity import severity_of
 from keyside_sidecar.store.changing import Expected
 from keyside_sidecar.store.observed import Observation
 
@@ -277,7 +278,7 @@ class Caretaker:
             self._warned[place] = left_s
             event(
                 _log,
-                logging.WARNING,
+                severity_of("DESTRUCTION_SCHEDULED").log_level,
                 "version will be destroyed",
                 key=version.key_name,
                 version=version.number,
@@ -295,7 +296,7 @@ class Caretaker:
             self._clock_back_since[name] = moment.now
             event(
                 _log,
-                logging.ERROR,
+                severity_of("CLOCK_BEHIND").log_level,
                 "clock is behind",
                 key=name,
                 activated_at=loaded.current.info.activated_at,

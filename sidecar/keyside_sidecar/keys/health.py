@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from keyside_sidecar.errors import CustodyError, StoreSchemaError, StoreTampered
 from keyside_sidecar.keys.notices import tell_nobody
 from keyside_sidecar.log import event
+from keyside_sidecar.severity import severity_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -78,7 +79,7 @@ class StoreHealth:
         text = str(error)
         if self._said.get(reason) != text:
             self._said[reason] = text
-            event(_log, logging.ERROR, "store problem", reason=reason, summary=text)
+            event(_log, severity_of(reason).log_level, "store problem", reason=reason, summary=text)
             told = {"outcome": "failed", "reason": reason, "details": {"why": text}}
             self._tell("store.problem", told)
         self._since.setdefault(reason, self._clock.now())

@@ -6,6 +6,10 @@ A version's age is the larger of two: what the wall clock says, and the store's 
 * a wall clock that is put forward makes one version at most: the new one begins at that time;
 * one that is put back reactivates nothing and stops nothing: observed time goes on;
 * if everything was off for a month, the wall clock knows, and an expired key rolls over at once.
+
+Observed time moves in steps, and a version notes the last one: up to a step's lead over the wall
+clock is no sign of a clock that was put back, and decides nothing. So when a key rolls over next
+follows from what the store holds alone, and every worker tells the same time.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
     from keyside_sidecar.store import VersionInfo, VersionUsage
 
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
+# The longest step of observed time (caretaker.py: three ticks of ten seconds).
+_LONGEST_STEP_S: Final = 30.0
+_MINUTE_S: Final = 60
 # A successor is made when this part of a count is used up: its propagation should end in time.
 _NEARLY: Final = (7, 8)
 
@@ -93,16 +100,21 @@ def decide(
 
 
 def compute_next_rollover(policy: RolloverPolicy, current: VersionInfo, moment: Moment) -> datetime:
-    """Return when the current version's age will roll the key over; now where that is due.
+    """Return when the current version's age will roll the key over, or should have.
+
+    It is the same whenever and wherever it is asked. Where a clock was put back, it is earlier by
+    as much, in whole minutes.
 
     Args:
         policy: The key's.
         current: Its current version.
         moment: Now.
     """
-    age_s = _age_s(current.activated_at, current.activated_observed_s, moment)
+    since = current.activated_at or current.created_at
+    lead_s = _lead_s(since, current.activated_observed_s, moment)
+    earlier_s = round(lead_s / _MINUTE_S) * _MINUTE_S
     try:
-        return moment.now + timedelta(seconds=max(0.0, policy.rotate_every_s - age_s))
+        return since + timedelta(seconds=policy.rotate_every_s - earlier_s)
     except OverflowError:
         return _LAST
 
@@ -125,5 +137,13 @@ def _is_over(used: int, limit: int | None, part: tuple[int, int]) -> bool:
 
 def _age_s(since: datetime | None, since_observed_s: float | None, moment: Moment) -> float:
     by_clock_s = 0.0 if since is None else (moment.now - since).total_seconds()
-    by_observed_s = 0.0 if since_observed_s is None else moment.observed_s - since_observed_s
-    return max(by_clock_s, by_observed_s, 0.0)
+    return max(by_clock_s + _lead_s(since, since_observed_s, moment), 0.0)
+
+
+def _lead_s(since: datetime | None, since_observed_s: float | None, moment: Moment) -> float:
+    """Return how much older a version is by observed time than by the wall clock; 0 for a step."""
+    if since_observed_s is None:
+        return 0.0
+    by_clock_s = 0.0 if since is None else (moment.now - since).total_seconds()
+    lead_s = moment.observed_s - since_observed_s - by_clock_s
+    return lead_s if lead_s > _LONGEST_STEP_S else 0.0

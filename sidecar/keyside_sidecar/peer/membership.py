@@ -65,6 +65,7 @@ from keyside_sidecar.errors import Refused
 from keyside_sidecar.log import event
 from keyside_sidecar.peer.accounts import Account, NameServiceUnavailable
 from keyside_sidecar.peer.lookups import GIVEN_UP_AFTER_S, Job, LookupThreads
+from keyside_sidecar.severity import severity_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -427,7 +428,7 @@ class Membership:
             entry.failing_since = self._clock.now()
             event(
                 _log,
-                logging.WARNING,
+                severity_of("NAME_SERVICE_UNAVAILABLE").log_level,
                 "the name service does not answer",
                 uid=entry.uid,
                 why=failure if failure is not None else "it takes too long",

@@ -59,6 +59,20 @@ class AccessServicer:
         made = await self._office.request(actor, wish)
         return pb.RequestAccessResponse(request=make_request(made))
 
+    async def check_access_request(
+        self, call: Call, request: pb.CheckAccessRequestRequest
+    ) -> pb.CheckAccessRequestResponse:
+        """Refuse what :meth:`request_access` would, but for the password.
+
+        Raises:
+            BadRequest: A field is wrong.
+            AccessRefused: Too many are open.
+            StoreUnavailable: The store is away.
+        """
+        assert call.key is not None  # noqa: S101  (the guard has read it from the request)
+        await self._office.check_wish(self._actor(call), read_wish(request, call.key))
+        return pb.CheckAccessRequestResponse()
+
     async def list_access(self, call: Call, request: pb.ListAccessRequest) -> pb.ListAccessResponse:
         """List what the caller may see: what is open, then what has ended, each newest first.
 
@@ -79,8 +93,12 @@ class AccessServicer:
         else:
             page = await self._office.list_ended(before=place or None, limit=limit)
             next_page = f"e{page[-1].ended_number}" if len(page) == limit else ""
-        visible = [make_request(one) for one in page if self._may_see(call.subject, one)]
-        return pb.ListAccessResponse(requests=visible, next_page_token=next_page)
+        visible = [one for one in page if self._may_see(call.subject, one)]
+        prospects = await self._office.foresee(self._actor(call), visible)
+        return pb.ListAccessResponse(
+            requests=[make_request(one, may) for one, may in zip(visible, prospects, strict=True)],
+            next_page_token=next_page,
+        )
 
     async def get_access(self, call: Call, request: pb.GetAccessRequest) -> pb.GetAccessResponse:
         """Tell the whole story of one request.
@@ -103,8 +121,9 @@ class AccessServicer:
                 "not_found",
             )
         uses = await self._office.read_uses(access_id, _MAX_USES_SHOWN)
+        (prospects,) = await self._office.foresee(self._actor(call), [found])
         return pb.GetAccessResponse(
-            request=make_request(found), uses=[make_use(use) for use in uses]
+            request=make_request(found, prospects), uses=[make_use(use) for use in uses]
         )
 
     async def approve_access(

@@ -15,10 +15,14 @@ from keyside_sidecar.access.requests import (
     VersionRange,
 )
 from keyside_sidecar.errors import BadRequest
+from keyside_sidecar.rpc.status import describe_failure
 from keyside_sidecar.store.records import from_microseconds
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from keyside.names import KeyName
+    from keyside_sidecar.access.prospects import Prospect
     from keyside_sidecar.access.requests import AccessLevel, AccessRequest, Approval, Person
     from keyside_sidecar.store.access_rows import AccessUse
 
@@ -26,7 +30,9 @@ _PREFIX: Final = "ACCESS_OPERATION_"
 _MICROSECONDS: Final = 1_000_000
 
 
-def read_wish(request: pb.RequestAccessRequest, key: KeyName) -> AccessWish:
+def read_wish(
+    request: pb.RequestAccessRequest | pb.CheckAccessRequestRequest, key: KeyName
+) -> AccessWish:
     """Return what is asked for; its bounds are the domain's to check.
 
     Raises:
@@ -48,8 +54,13 @@ def read_wish(request: pb.RequestAccessRequest, key: KeyName) -> AccessWish:
     )
 
 
-def make_request(request: AccessRequest) -> pb.AccessRequest:
-    """Return a request's message; it holds nothing of the credential."""
+def make_request(request: AccessRequest, prospects: Iterable[Prospect] = ()) -> pb.AccessRequest:
+    """Return a request's message; it holds nothing of the credential.
+
+    Args:
+        request: The request.
+        prospects: What whoever is answered may do about it.
+    """
     return pb.AccessRequest(
         id=request.id,
         key=request.key,
@@ -75,6 +86,7 @@ def make_request(request: AccessRequest) -> pb.AccessRequest:
         end_comment=request.end_comment,
         levels=[_make_level(level) for level in request.levels],
         used=request.used,
+        prospects=[_make_prospect(one) for one in prospects],
     )
 
 
@@ -120,6 +132,14 @@ def _make_approval(approval: Approval) -> pb.AccessApproval:
         decided_at=_make_timestamp(approval.decided_us),
         comment=approval.comment,
         struck=approval.struck,
+    )
+
+
+def _make_prospect(prospect: Prospect) -> pb.AccessProspect:
+    refusal = prospect.refusal
+    return pb.AccessProspect(
+        action=pb.AccessAction.Value(f"ACCESS_ACTION_{prospect.action}"),
+        refused=refusal and describe_failure(refusal, "").status(),
     )
 
 

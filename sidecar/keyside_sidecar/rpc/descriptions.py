@@ -6,9 +6,11 @@ Field by field, by name: a field that nobody listed here is not recorded (I7).
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from keyside.timestamps import format_timestamp
 from keyside.v1 import access_pb2
 from keyside_sidecar.rpc import methods
 
@@ -106,7 +108,7 @@ def _told_of_access(response: Any) -> dict[str, object]:
         "requester": {"uid": found.requester.uid, "account": found.requester.account},
     }
     if found.HasField("expires_at"):
-        details["expires_at"] = found.expires_at.ToJsonString()
+        details["expires_at"] = format_timestamp(found.expires_at.ToDatetime(UTC))
     if found.end_reason:
         details["end_reason"] = found.end_reason
     return {"access": found.id, "key": found.key, "details": details}

@@ -9,11 +9,14 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from keyside.v1 import keys_pb2 as pb
+from keyside_sidecar.errors import Refused
+from keyside_sidecar.rpc.status import describe_failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
+    from keyside_sidecar.access.reasons import Reason
     from keyside_sidecar.keys import (
         KeyInfo,
         RolloverPolicy,
@@ -24,7 +27,12 @@ if TYPE_CHECKING:
 
 
 def make_key(
-    info: KeyInfo, *, suite: str, policy: RolloverPolicy, next_rollover_at: datetime
+    info: KeyInfo,
+    *,
+    suite: str,
+    policy: RolloverPolicy,
+    next_rollover_at: datetime,
+    change_refused: Reason | None = None,
 ) -> pb.Key:
     """Return a key's message.
 
@@ -33,6 +41,7 @@ def make_key(
         suite: What seals fresh data.
         policy: When it rolls over.
         next_rollover_at: When its age will roll it over.
+        change_refused: Why whoever asks may not change it; None where they may.
     """
     return pb.Key(
         name=info.name,
@@ -49,6 +58,7 @@ def make_key(
             propagation=_make_duration(policy.propagation_s),
         ),
         next_rollover_at=_make_timestamp(next_rollover_at),
+        change_refused=change_refused and describe_failure(Refused(change_refused), "").status(),
     )
 
 

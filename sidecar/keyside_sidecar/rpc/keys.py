@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from keyside.names import KeyName
 from keyside.v1 import keys_pb2 as pb
+from keyside_sidecar.access.policy import Operation
 from keyside_sidecar.errors import BadRequest
 from keyside_sidecar.keys import VersionUsage
 from keyside_sidecar.keys.rollover import Moment, compute_next_rollover
@@ -56,7 +57,7 @@ class KeyServicer:
         keys = []
         for name in sorted(self._policy.visible_keys(call.subject)):
             info = await self._keyring.describe(KeyName(name))
-            keys.append(self._key(info, await self._find_current(info)))
+            keys.append(self._key(info, await self._find_current(info), call))
         return pb.ListKeysResponse(keys=keys)
 
     async def get_key(self, call: Call, request: pb.GetKeyRequest) -> pb.GetKeyResponse:
@@ -77,7 +78,7 @@ class KeyServicer:
         usage = await self._keyring.read_usage(name, [version.number for version in versions])
         more = len(versions) == limit and versions[-1].number > 1
         return pb.GetKeyResponse(
-            key=self._key(info, current),
+            key=self._key(info, current, call),
             versions=[
                 self._version(version, usage.get(version.number, VersionUsage()))
                 for version in versions
@@ -109,7 +110,7 @@ class KeyServicer:
             unacknowledged=_name(rotation.unacknowledged),
         )
         return pb.RotateKeyResponse(
-            key=self._key(rotation.key, rotation.version),
+            key=self._key(rotation.key, rotation.version, call),
             version=self._version(rotation.version),
             previous=self._version(rotation.previous),
             unacknowledged=make_processes(rotation.unacknowledged),
@@ -213,7 +214,7 @@ class KeyServicer:
         (current,) = await self._keyring.versions(info.name, before=before, limit=1)
         return current
 
-    def _key(self, info: KeyInfo, current: VersionInfo) -> pb.Key:
+    def _key(self, info: KeyInfo, current: VersionInfo, call: Call) -> pb.Key:
         policy = self._keyring.rules(info.name).rollover
         moment = Moment(self._clock.now(), self._keyring.observed_s())
         return make_key(
@@ -221,6 +222,7 @@ class KeyServicer:
             suite=self._config.keys[info.name].suite,
             policy=policy,
             next_rollover_at=compute_next_rollover(policy, current, moment),
+            change_refused=self._policy.decide(call.subject, Operation.ROTATE_KEY, info.name),
         )
 
     def _version(self, info: VersionInfo, usage: VersionUsage | None = None) -> pb.KeyVersion:

@@ -140,6 +140,9 @@ CANCEL_DESTROY_VERSION: Final = _change_of_key(
 REQUEST_ACCESS: Final = _access(
     "RequestAccess", Operation.REQUEST_ACCESS, "request", KeyFrom.KEY_FIELD
 )
+CHECK_ACCESS_REQUEST: Final = Method(
+    ACCESS_SERVICE, "CheckAccessRequest", Operation.REQUEST_ACCESS, KeyFrom.KEY_FIELD
+)
 LIST_ACCESS: Final = Method(ACCESS_SERVICE, "ListAccess", Operation.LIST_ACCESS)
 GET_ACCESS: Final = Method(ACCESS_SERVICE, "GetAccess", Operation.LIST_ACCESS)
 APPROVE_ACCESS: Final = _access("ApproveAccess", Operation.DECIDE_ACCESS, "approve")
@@ -173,6 +176,7 @@ METHODS: Final = (
     DESTROY_VERSION,
     CANCEL_DESTROY_VERSION,
     REQUEST_ACCESS,
+    CHECK_ACCESS_REQUEST,
     LIST_ACCESS,
     GET_ACCESS,
     APPROVE_ACCESS,

@@ -280,6 +280,11 @@ def _access_handlers(guard: Guard, access: AccessServicer) -> Handlers:
         method.path: guard.unary(method, kind, serve)
         for method, kind, serve in (
             (methods.REQUEST_ACCESS, access_pb2.RequestAccessRequest, access.request_access),
+            (
+                methods.CHECK_ACCESS_REQUEST,
+                access_pb2.CheckAccessRequestRequest,
+                access.check_access_request,
+            ),
             (methods.LIST_ACCESS, access_pb2.ListAccessRequest, access.list_access),
             (methods.GET_ACCESS, access_pb2.GetAccessRequest, access.get_access),
             (methods.APPROVE_ACCESS, access_pb2.ApproveAccessRequest, access.approve_access),

@@ -54,6 +54,7 @@ class StatusServicer:
                     remedy=problem.remedy if insider else "",
                     since=_timestamp(problem.since),
                     blocking=problem.blocks_encryption or problem.blocks_keys,
+                    severity=pb.ProblemSeverity.Value(f"PROBLEM_SEVERITY_{problem.severity.name}"),
                 )
                 for problem in self._board.problems()
             ],
@@ -68,7 +69,7 @@ class StatusServicer:
             return pb.SERVING_DRAINING
         if not self._board.serves_encryption():
             return pb.SERVING_NO
-        return pb.SERVING_DEGRADED if self._board.problems() else pb.SERVING_YES
+        return pb.SERVING_DEGRADED if self._board.is_degraded() else pb.SERVING_YES
 
     def _you(self, call: Call) -> pb.CallerIdentity:
         credential = call.connection.credential

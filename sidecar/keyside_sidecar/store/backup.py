@@ -21,11 +21,11 @@ import hmac
 import json
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import BigInteger, LargeBinary, insert
 
+from keyside.timestamps import format_timestamp
 from keyside_sidecar.errors import CustodyError, StartupError, StoreTampered
 from keyside_sidecar.store import schema
 from keyside_sidecar.store.examination import PAGE, TABLES, Contents, Examination, read_rows
@@ -33,6 +33,7 @@ from keyside_sidecar.store.trust import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from datetime import datetime
     from typing import BinaryIO
 
     from sqlalchemy import Connection, Table
@@ -123,7 +124,7 @@ def write_backup(
             store_id=meta["store_id"],
             generation=meta["generation"],
             root_key_id=meta["root_key_id"],
-            made_at=now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            made_at=format_timestamp(now),
         )
         examination = Examination(session.trust)
         mac = _begin_mac(session.trust.use(header.root_key_id).custodian, header.store_id)

@@ -102,6 +102,11 @@ class AccessBook:
     def __init__(self, session: Session) -> None:
         self._session = session
 
+    def read_moment(self) -> Moment:
+        """Return when it is now, by the clock that all users of the store share."""
+        with self._session.reading() as (reader, snapshot):
+            return self._read_moment(reader, snapshot)
+
     def list_open(self) -> list[AccessRequest]:
         """Return every request that has not ended, oldest first."""
         with self._session.reading() as (reader, snapshot):
