@@ -99,7 +99,7 @@ class Standing:
         async with self._asking.setdefault(uid, asyncio.Lock()):
             now_s = self._clock.monotonic_s()
             found_s = self._sound_s.get(uid, float("-inf"))
-            if found_s >= since_s and now_s - found_s < self._ttl_s:
+            if found_s > since_s and now_s - found_s < self._ttl_s:
                 return False
             if self._authenticator is None:
                 raise AuthenticationFailed("unavailable")

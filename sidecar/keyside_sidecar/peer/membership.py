@@ -266,14 +266,16 @@ class Membership:
         Raises:
             Refused: As for :meth:`identify`.
         """
-        asked_s = self._clock.monotonic_s()
         for _ in range(_AFRESH_TRIES):
             entry = self._find(uid) or _Entry(uid, served=uid in self._relevant_uids)
+            earlier = entry.flight
+            had_begun = earlier is not None and earlier.started_s is not None
             flight = self._ask(entry)
             if flight is None:
                 break
             await self._wait(flight)
-            if entry.verdict is not None and entry.verdict.started_s >= asked_s:
+            counts = flight is not earlier or not had_begun
+            if counts and entry.verdict is not None and entry.verdict.number >= flight.number:
                 return self._judge(entry.verdict, away=False)
         raise Refused(Reason.NAME_SERVICE_UNAVAILABLE)
 
