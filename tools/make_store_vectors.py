@@ -192,7 +192,8 @@ def make_rows() -> list[tuple[str, Row]]:
         "created_at": moment,
         "decide_by": moment + 86_400_000_000,
         "deadline_observed": 90_000_000_000,
-        "boot_deadlines": '[["mail-1","1b2c3d4e-0000-4000-8000-000000000001",7200000000]]',
+        "boot_deadlines": '[["mail-1","1b2c3d4e-0000-4000-8000-000000000001",3600000000,'
+        "7200000000]]",
         "approved_at": moment,
         "activate_by": moment + 86_400_000_000,
         "activated_at": moment,

@@ -7,6 +7,9 @@ whoever would have more than was approved.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -164,6 +167,15 @@ def test_a_restart_of_the_host_ends_a_grant(scene: Scene) -> None:
     assert scene.stored.end_comment == "its host was started anew"
 
 
+def test_a_machine_that_is_put_back_from_a_snapshot_ends_a_grant(scene: Scene) -> None:
+    """Its clock since its start goes back with it, to before the grant."""
+    scene.wait(MINUTE_US)
+    scene.grant()
+    scene.boots[HOST].passed_us -= SECOND_US
+    with pytest.raises(AccessRefused, match="GRANT_ENDED"):
+        scene.use()
+
+
 def test_where_uids_are_shared_each_host_has_its_own_deadline(scene: Scene) -> None:
     scene.set_policy(shared_ids=True)
     scene.grant(duration_us=LASTS_S * SECOND_US)
@@ -206,7 +218,7 @@ def test_a_grant_is_used_in_so_many_boots_and_no_more(scene: Scene) -> None:
     """Whoever makes up new hosts, with new names, runs out of them."""
     scene.set_policy(shared_ids=True)
     scene.grant()
-    boots = tuple(BootDeadline(f"host-{n}", f"boot {n}", 10**15) for n in range(MOST_BOOTS))
+    boots = tuple(BootDeadline(f"host-{n}", f"boot {n}", 0, 10**15) for n in range(MOST_BOOTS))
     scene.book.change(scene.id, lambda found, _moment: replace(found, boot_deadlines=boots))
     scene.move()
     with pytest.raises(AccessRefused, match="GRANT_ENDED"):
@@ -262,8 +274,32 @@ def test_a_host_that_is_started_again_and_again_keeps_no_request_open(scene: Sce
     assert ended.after.end_reason == EndReason.NOT_DECIDED
 
 
-def test_the_hosts_own_clock_says_which_boot_it_counts_from() -> None:
-    """Another process of the same boot says the same; a wall clock is nowhere in it."""
-    first, second = HostBootClock().read(), HostBootClock().read()
-    assert first.boot == second.boot
-    assert 0 <= second.passed_us - first.passed_us < 60 * SECOND_US
+READ_BOOT: Final = (
+    "from keyside_sidecar.clock import HostBootClock; found = HostBootClock().read();"
+    "print(found.passed_us, found.boot)"
+)
+
+
+def read_boot(*launcher: str) -> tuple[int, str]:
+    """Return what another process says of this boot."""
+    command = [*launcher, sys.executable, "-c", READ_BOOT]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    passed_us, boot = found.strip().split(" ", 1)
+    return int(passed_us), boot
+
+
+def test_all_processes_of_a_boot_have_one_clock() -> None:
+    here = HostBootClock().read()
+    passed_us, boot = read_boot()
+    assert boot == here.boot
+    assert 0 <= passed_us - here.passed_us < 60 * SECOND_US
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a time namespace")
+def test_a_clock_that_a_time_namespace_has_shifted_is_another() -> None:
+    """Whoever starts the sidecar in one gains no time: it is as if the host was started anew."""
+    here = HostBootClock().read()
+    passed_us, boot = read_boot("unshare", "--time", "--boottime", "1000", "--fork", "--")
+    assert passed_us > here.passed_us + 900 * SECOND_US
+    assert boot != here.boot

@@ -29,7 +29,8 @@ MOST_BOOTS: Final = 16
 
 def begin_deadline(moment: Moment, host: str, lasts_us: int) -> tuple[BootDeadline, ...]:
     """Return the deadline of what begins now, in the boot in which it begins."""
-    return (BootDeadline(host, moment.up.boot, moment.up.passed_us + lasts_us),)
+    begun_us = moment.up.passed_us
+    return (BootDeadline(host, moment.up.boot, begun_us, begun_us + lasts_us),)
 
 
 def deadline_of(request: AccessRequest) -> int | None:
@@ -42,9 +43,13 @@ def deadline_of(request: AccessRequest) -> int | None:
 
 
 def has_passed(request: AccessRequest, moment: Moment) -> bool:
-    """Return whether the deadline has passed by the clock of the boot in which this is asked."""
+    """Return whether the deadline has passed by the clock of the boot in which this is asked.
+
+    A boot that has lasted less long than it had already has gone back: a machine was put back from
+    a snapshot. What it would take for time that is left may have gone by long ago.
+    """
     return any(
-        one.boot == moment.up.boot and moment.up.passed_us >= one.due_us
+        one.boot == moment.up.boot and not one.begun_us <= moment.up.passed_us < one.due_us
         for one in request.boot_deadlines
     )
 

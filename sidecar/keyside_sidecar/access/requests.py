@@ -83,11 +83,13 @@ class BootDeadline:
     Args:
         host: Which host.
         boot: Which boot of it (``BootTime.boot``).
+        begun_us: How long that boot had lasted when this was written.
         due_us: When that boot has lasted so long, it has passed.
     """
 
     host: str
     boot: str
+    begun_us: int
     due_us: int
 
 

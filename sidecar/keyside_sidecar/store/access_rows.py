@@ -103,7 +103,7 @@ def encode_request(request: AccessRequest) -> dict[str, Any]:
         "asked": _encode(asked),
         "levels": _encode([_encode_level(level) for level in request.levels]),
         "boot_deadlines": _encode(
-            [[one.host, one.boot, one.due_us] for one in request.boot_deadlines]
+            [[one.host, one.boot, one.begun_us, one.due_us] for one in request.boot_deadlines]
         )
         if request.boot_deadlines
         else None,
