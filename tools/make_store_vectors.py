@@ -192,6 +192,8 @@ def make_rows() -> list[tuple[str, Row]]:
         "created_at": moment,
         "decide_by": moment + 86_400_000_000,
         "deadline_observed": 90_000_000_000,
+        "boot_deadlines": '[["mail-1","1b2c3d4e-0000-4000-8000-000000000001",3600000000,'
+        "7200000000]]",
         "approved_at": moment,
         "activate_by": moment + 86_400_000_000,
         "activated_at": moment,
@@ -412,7 +414,7 @@ def main(arguments: list[str]) -> int:
     versions, access = make_store(directory / "keyside.db", custodian)
     total = sum(term_of(mac_of(table, row)) for table, row in rows)
     document = {
-        "format": "keyside store, schema 0003; root key file 1; wrapped form 1",
+        "format": "keyside store, schema 0004; root key file 1; wrapped form 1",
         "provenance": "computed by tools/make_store_vectors.py without Keyside's code; the store "
         "beside this file, whose versions and requests are listed last, was made by Keyside",
         "root_key": ROOT_KEY.hex(),

@@ -14,6 +14,7 @@ from keyside_sidecar.elevation.rollback import check_store_age
 from keyside_sidecar.elevation.standing import Standing
 from keyside_sidecar.elevation.sweep import Sweep
 from keyside_sidecar.keys import Keyring, KeyRules, RolloverPolicy
+from keyside_sidecar.keys.root_key_watch import RootKeyWatch
 from keyside_sidecar.peer.accounts import NameService
 from keyside_sidecar.peer.identity import Identifier
 from keyside_sidecar.peer.membership import Membership
@@ -78,6 +79,7 @@ class Parts:
             rules={KeyName(name): _read_rules(key) for name, key in config.keys.items()},
             tell=self._tell,
         )
+        self.root_key_watch = RootKeyWatch(self.keyring.store.session.trust, clock, self._tell)
         self.membership = (
             Membership(
                 NameService(),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.audit.sender import AuditSender
     from keyside_sidecar.config import Config
     from keyside_sidecar.keys import Keyring
+    from keyside_sidecar.keys.root_key_watch import RootKeyWatch
     from keyside_sidecar.peer.membership import Membership
     from keyside_sidecar.serving import ServingBoard
     from keyside_sidecar.weaknesses import Weakness
@@ -84,6 +85,20 @@ def list_keyring_problems(
             problem.since if problem is not None else board.started_at,
             blocks_encryption=True,
             summary_for_strangers="not every key is in memory",
+        )
+
+
+def list_root_key_problems(watch: RootKeyWatch) -> Iterable[Problem]:
+    """Yield that the root key in use may be nowhere but in memory: an alarm that blocks nothing."""
+    found = watch.problem
+    if found is not None:
+        yield Problem(
+            found.reason,
+            found.summary,
+            found.remedy,
+            found.since,
+            summary_for_strangers=found.strangers,
+            is_alarm=True,
         )
 
 

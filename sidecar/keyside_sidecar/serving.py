@@ -7,8 +7,9 @@ EncryptionService serve as long as every key's current version is in memory, sto
 liveness probe must not kill a sidecar that serves from memory. KeyService and AccessService need
 the store, and an audit log that can be written (I8); EncryptionService needs the log as far as
 ``[audit] on_failure`` says. StatusService and AuditService always answer. A store that was tampered
-with turns ``""`` red, and KeyService and AccessService (I6), and a log that fails turns ``""`` red;
-EncryptionService goes on with what was authentic when it was read.
+with turns ``""`` red, and KeyService and AccessService (I6). A log that fails turns ``""`` red, and
+so does a root key that is no longer where it is kept. EncryptionService goes on with what was
+authentic when it was read.
 
 A worker whose successors serve already (a reload) is RUNNING until its callers have gone to them.
 """

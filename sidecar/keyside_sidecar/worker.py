@@ -44,6 +44,7 @@ from keyside_sidecar.problems import (
     list_audit_problems,
     list_keyring_problems,
     list_membership_problems,
+    list_root_key_problems,
     read_notice,
 )
 from keyside_sidecar.serving import Phase, ServingBoard
@@ -197,6 +198,7 @@ class Worker:
         config = self._settings.config
         describe_weaknesses(self.board, config)
         self.board.add_source(lambda: list_keyring_problems(parts.keyring, config, self.board))
+        self.board.add_source(lambda: list_root_key_problems(parts.root_key_watch))
         self.board.add_source(lambda: list_audit_problems(parts.audit))
         if parts.membership is not None:
             membership = parts.membership
@@ -208,6 +210,7 @@ class Worker:
             loop.create_task(self._send_pulse()),
             loop.create_task(self._report_generation()),
             loop.create_task(parts.arrivals.run()),
+            loop.create_task(parts.root_key_watch.run()),
             upkeep,
         ]
         try:

@@ -22,6 +22,7 @@ from keyside_sidecar.access.requests import (
     AccessWish,
     Actor,
 )
+from keyside_sidecar.clock import BootTime
 from keyside_sidecar.store.records import to_microseconds
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ POLICY = Policy(
     elevation=ELEVATION,
 )
 WISH = AccessWish(MAIL, "a customer's mailbox does not sync", HOUR_US, ticket="INC-7")
-HOST = "mail-1"
+HOST, OTHER_HOST = "mail-1", "mail-2"
 _NUMBERS = itertools.count(1)
 
 
@@ -97,6 +98,18 @@ def summarise(request: AccessRequest) -> str:
     return " ".join(parts)
 
 
+class MadeBoot:
+    """A host's boot clock, which the test moves."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.count = 0
+        self.passed_us = 0
+
+    def read(self) -> BootTime:
+        return BootTime(f"boot {self.count} of {self.host}", self.passed_us)
+
+
 class Scene:
     """One request for access, and everybody around it.
 
@@ -105,18 +118,17 @@ class Scene:
     """
 
     def __init__(self, store: Store) -> None:
-        self.store = store
-        self.book = store.access
         self.now_us = to_microseconds(NOW)
-        database: Any = store.session.database
-        database.read_time_us = lambda _connection: self.now_us
+        self.boots = {host: MadeBoot(host) for host in (HOST, OTHER_HOST)}
+        self.host = HOST
+        self.reopen(store)
         self.begin()
 
     def begin(self) -> None:
         """Forget the last request; a new day, and everybody as they were."""
         self.now_us += 100 * DAY_US
         self.policy = POLICY
-        self.host = HOST
+        self.move(HOST)
         self.groups = {uid: frozenset(gids) for uid, gids in ACCOUNTS.values()}
         self.locked: set[int] = set()
         self.credential = ""
@@ -214,7 +226,26 @@ class Scene:
     # What happens.
 
     def wait(self, us: int) -> None:
+        """Have time pass, by every clock but the store's observed time."""
         self.now_us += us
+        for boot in self.boots.values():
+            boot.passed_us += us
+
+    def reopen(self, store: Store) -> None:
+        """Go on in another process of this host."""
+        self.store, self.book = store, store.access
+        store.session.boot_clock = self.boots[self.host]
+        database: Any = store.session.database
+        database.read_time_us = lambda _connection: self.now_us
+
+    def set_clock(self, by_us: int) -> None:
+        """Put the wall clock forward or, with less than 0, back."""
+        self.now_us += by_us
+
+    def restart(self) -> None:
+        """Start this host anew."""
+        self.boots[self.host].count += 1
+        self.boots[self.host].passed_us = 0
 
     def observe(self, us: int) -> None:
         """Have time pass that no wall clock shows."""
@@ -244,5 +275,7 @@ class Scene:
         """Take [elevation] out."""
         self.policy = replace(POLICY, elevation=None)
 
-    def move(self) -> None:
-        self.host = "mail-2"
+    def move(self, host: str = OTHER_HOST) -> None:
+        """Go on at another host of the store."""
+        self.host = host
+        self.store.session.boot_clock = self.boots[host]

@@ -159,6 +159,9 @@ class CountingCustodian:
     def list_ids(self) -> tuple[str, ...]:
         return self._custodian.list_ids()
 
+    def require_kept(self) -> None:
+        self._custodian.require_kept()
+
     def wrap(self, plaintext: bytes, binding: bytes) -> bytes:
         return self._custodian.wrap(plaintext, binding)
 

@@ -235,18 +235,18 @@ SCENARIOS = {
         wait 50m
         use anna        = ACTIVE 1,2 used 1
         observe 61m
-        wait -45m
+        set_clock -45m
         use anna        ! GRANT_ENDED = ENDED 1,2 used 1 EXPIRED
     """,
     "a clock put back to before the grant": ACTIVE
     + """
-        wait -1m
+        set_clock -1m
         use anna        ! GRANT_ENDED = ENDED 1,2 EXPIRED
     """,
     "a clock put back does not keep a request open": """
         ask anna
         observe 1441m
-        wait -60m
+        set_clock -60m
         approve mia     ! ACCESS_ENDED = ENDED 0,0 NOT_DECIDED
     """,
     "time alone": ACTIVE
@@ -390,7 +390,7 @@ def take(scene: Scene, text: str) -> Any:
     """Do what a step says."""
     verb, *rest = text.split(maxsplit=1)
     name = rest[0] if rest else ""
-    if verb in {"wait", "observe"}:
+    if verb in {"wait", "observe", "set_clock"}:
         unit_us = HOUR_US if name.endswith("h") else MINUTE_US
         return getattr(scene, verb)(int(name[:-1]) * unit_us)
     if verb in {"leave", "join"}:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from tests.unit.access_scene import HOST, HOUR_US, POLICY, WISH, Scene, item
+from tests.unit.access_scene import HOST, HOUR_US, POLICY, WISH, MadeBoot, Scene, item
 from tests.unit.made_store import (
     KINDS,
     MAIL,
@@ -191,7 +191,9 @@ def use(store: Store, credential: str, count: int = 1) -> Any:
 
 
 def set_clock(store: Store, request: AccessRequest | None) -> None:
+    """Make it the moment at which a grant began, in the same boot of its host."""
     assert request is not None
+    store.session.boot_clock = MadeBoot(HOST)
     assert request.activated_us is not None
     database: Any = store.session.database
     moment_us = request.activated_us

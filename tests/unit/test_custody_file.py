@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keyside_sidecar.custody import FileCustodian, create_root_key_file
+from keyside_sidecar.custody import FileCustodian, create_root_key_file, name_next
 from keyside_sidecar.errors import CustodyError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 ME = frozenset({os.geteuid()})
@@ -186,3 +187,53 @@ def test_a_custodian_shows_nothing_of_its_key(path: Path) -> None:
     assert "redacted" in repr(custodian)
     with pytest.raises(TypeError):
         pickle.dumps(custodian)
+
+
+def _replace(path: Path) -> None:
+    other = path.with_name("other.key")
+    create_root_key_file(other, os.geteuid(), os.getegid())
+    other.replace(path)
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "overwritten": (lambda path: path.write_bytes(bytes(80)), "not a Keyside root key"),
+    "emptied": (lambda path: os.truncate(path, 0), "cut short"),
+    "cut": (lambda path: os.truncate(path, 40), "cut short"),
+    "one bit": (
+        lambda path: path.write_bytes(path.read_bytes()[:30] + b"!" + path.read_bytes()[31:]),
+        "damaged",
+    ),
+    "removed": (lambda path: path.unlink(), "does not exist"),
+    "replaced by another": (_replace, "and the one in use is"),
+    "a link": (lambda path: path.symlink_to(path.rename(path.with_name("x"))), "symbolic link"),
+    "readable by others": (lambda path: path.chmod(0o644), "mode 0644"),
+    "its directory open": (lambda path: path.parent.chmod(0o777), "may replace files"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_key_that_was_kept_well_is_looked_at_again(path: Path, name: str) -> None:
+    """However often it was found in order before; and once it is put back, it is in order again."""
+    spoil, said = SPOILT[name]
+    content, custodian = path.read_bytes(), load(path)
+    for _ in range(2):
+        custodian.require_kept()
+    spoil(path)
+    for _ in range(2):
+        with pytest.raises(CustodyError, match=said):
+            custodian.require_kept()
+    path.unlink(missing_ok=True)
+    path.parent.chmod(0o700)
+    path.write_bytes(content)
+    path.chmod(0o600)
+    custodian.require_kept()
+
+
+def test_a_key_that_follows_another_is_kept_beside_it_until_its_turn(path: Path) -> None:
+    """As ``keysided root rotate`` has it, in the moment between the store and the file."""
+    create_root_key_file(name_next(path), os.geteuid(), os.getegid())
+    following = load(path).find(load(name_next(path)).key_id)
+    following.require_kept()
+    name_next(path).unlink()
+    with pytest.raises(CustodyError, match="and the one in use is"):
+        following.require_kept()

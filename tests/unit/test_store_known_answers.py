@@ -28,7 +28,7 @@ from keyside_sidecar.store.material import Wrapping
 from keyside_sidecar.store.tables import key_versions, metadata
 
 VECTORS = Path(__file__).resolve().parent.parent / "vectors"
-FORMATS = ["store_v1", "store_v2", "store_v3"]
+FORMATS = ["store_v1", "store_v2", "store_v3", "store_v4"]
 ALL_KNOWN = {
     name: json.loads((VECTORS / name / "known.json").read_text("ascii")) for name in FORMATS
 }

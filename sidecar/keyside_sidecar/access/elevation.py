@@ -24,10 +24,11 @@
   (kept, with the reason) otherwise. Then the request is PENDING at that level again.
 * An approver of *any* level may deny, before their turn and after it, until the grant begins: who
   knows already that it must not be needn't wait for others to say yes. From then on it is revoked.
-* A deadline has passed when either the store's wall clock or its observed time says so: a clock
-  that is put back gains nobody anything. Observed time moves in steps, the next of which may count
-  what went by before the request began; so its deadline is so much later. A grant ends too where
-  the clock is earlier than its beginning. Nothing is ever renewed.
+* A deadline has passed when any of three clocks says so: the store's wall clock, which can be set;
+  the time since this host was started, which can't (boot_deadlines.py); the store's observed time,
+  which counts on all hosts. Observed time moves in steps, the next of which may count what went by
+  before the request began; so its deadline is so much later. A grant ends too where the clock is
+  earlier than its beginning, and where its host was started anew. Nothing is ever renewed.
 * What looks at a request ends it, if time, policy, the requester's groups or account say so by
   then; the refusal carries the request as it is afterwards (``AccessRefused.after``).
 * Uids mean somebody on one host. A request is decided, activated, used and cancelled on the host
@@ -40,6 +41,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from keyside_sidecar.access.boot_deadlines import (
+    add_deadline,
+    begin_deadline,
+    deadline_of,
+    has_passed,
+    was_restarted,
+)
 from keyside_sidecar.access.policy import Operation, Subject
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.access.refusals import refuse, refuse_as, refuse_ended
@@ -125,6 +133,7 @@ def make_request(  # noqa: PLR0917  (as every decision takes them, and two more)
         levels=tuple(
             AccessLevel(level.group, level.gid, level.approvals) for level in elevation.levels
         ),
+        boot_deadlines=begin_deadline(moment, facts.host, elevation.request_ttl_us),
     )
 
 
@@ -172,6 +181,7 @@ def approve(
         approved_us=moment.now_us,
         activate_by_us=moment.now_us + elevation.request_ttl_us,
         deadline_observed_us=moment.observed_us + elevation.request_ttl_us + OBSERVED_STEP_US,
+        boot_deadlines=begin_deadline(moment, facts.host, elevation.request_ttl_us),
     )
 
 
@@ -244,6 +254,7 @@ def activate(
         activated_us=moment.now_us,
         expires_us=moment.now_us + request.duration_us,
         deadline_observed_us=moment.observed_us + request.duration_us + OBSERVED_STEP_US,
+        boot_deadlines=begin_deadline(moment, facts.host, request.duration_us),
         credential_hash=credential_hash,
     )
 
@@ -270,18 +281,23 @@ def revoke(
     return end_for(request, moment, EndReason.REVOKED, reason, revoker.person)
 
 
+_TIMED_OUT: Final = {
+    AccessState.PENDING: EndReason.NOT_DECIDED,
+    AccessState.APPROVED: EndReason.NOT_ACTIVATED,
+    AccessState.ACTIVE: EndReason.EXPIRED,
+}
+
+
 def expire(request: AccessRequest, moment: Moment) -> AccessRequest:
     """Return the request as time alone leaves it; the same object where it changes nothing."""
-    deadline_us, reason = {
-        AccessState.PENDING: (request.decide_by_us, EndReason.NOT_DECIDED),
-        AccessState.APPROVED: (request.activate_by_us, EndReason.NOT_ACTIVATED),
-        AccessState.ACTIVE: (request.expires_us, EndReason.EXPIRED),
-    }.get(request.state, (None, None))
+    deadline_us, reason = deadline_of(request), _TIMED_OUT.get(request.state)
     if deadline_us is None or reason is None:
         return request
     if moment.now_us >= deadline_us:
         ended = end_for(request, moment, reason)
         return replace(ended, ended_us=deadline_us)
+    if has_passed(request, moment):
+        return end_for(request, moment, reason, "by the time since its host was started")
     if moment.observed_us >= request.deadline_observed_us:
         return end_for(request, moment, reason, "by the time that was really observed")
     if request.activated_us is not None and moment.now_us < request.activated_us:
@@ -296,7 +312,7 @@ def review(request: AccessRequest, moment: Moment, facts: Facts) -> AccessReques
     groups, has become an operator, or whose account is locked. Whoever's groups are not among the
     facts is not judged, and neither is a request of another host, but for time.
     """
-    looked = expire(request, moment)
+    looked = _outlast(expire(request, moment), moment, facts)
     if not looked.lives or not facts.is_host_of(looked):
         return looked
     policy, elevation, uid = facts.policy, facts.policy.elevation, looked.requester.uid
@@ -315,6 +331,17 @@ def review(request: AccessRequest, moment: Moment, facts: Facts) -> AccessReques
         if policy.operators.include(requester):
             return end_for(looked, moment, EndReason.LEFT_GROUP, "the requester is an operator now")
     return looked
+
+
+def _outlast(request: AccessRequest, moment: Moment, facts: Facts) -> AccessRequest:
+    """Return a living request as a restart of its host leaves it."""
+    reason = _TIMED_OUT.get(request.state)
+    if reason is EndReason.EXPIRED and was_restarted(request, moment, facts.host):
+        return end_for(request, moment, reason, "its host was started anew")
+    if reason is None or reason is EndReason.EXPIRED or request.host != facts.host:
+        return request
+    following = add_deadline(request, moment, facts.host)
+    return following or end_for(request, moment, reason, "its host was started anew too often")
 
 
 def end_for(

@@ -11,6 +11,7 @@ import hmac
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from keyside_sidecar.access.boot_deadlines import add_deadline
 from keyside_sidecar.access.elevation import end_for, review
 from keyside_sidecar.access.policy import Operation
 from keyside_sidecar.access.reasons import Reason
@@ -109,7 +110,11 @@ def use(
     count = verdicts.count(None)
     if count == 0:
         return Usage(request, tuple(verdicts))
-    used = replace(request, used=request.used + count, opened=merge_ranges(opened))
+    lasting = add_deadline(request, moment, facts.host)
+    if lasting is None:
+        ended = end_for(request, moment, EndReason.EXPIRED, "it was used in too many places")
+        raise refuse_as(Reason.GRANT_ENDED, detail=EndReason.EXPIRED, after=ended)
+    used = replace(lasting, used=request.used + count, opened=merge_ranges(opened))
     if used.uses_left == 0:
         used = end_for(used, moment, EndReason.SPENT)
     return Usage(used, tuple(verdicts))

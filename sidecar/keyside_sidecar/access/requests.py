@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from keyside.names import KeyName
     from keyside_sidecar.access.policy import Subject
+    from keyside_sidecar.clock import BootTime
 
 AccessId = NewType("AccessId", str)
 
@@ -67,10 +68,29 @@ class Moment:
     Args:
         now_us: By the clock that all users of the store share.
         observed_us: The store's observed time.
+        up: How long the host that decides has been up.
     """
 
     now_us: int
     observed_us: int
+    up: BootTime
+
+
+@dataclass(frozen=True, slots=True)
+class BootDeadline:
+    """A deadline by a clock that nobody can set; it means something in one boot of one host.
+
+    Args:
+        host: Which host.
+        boot: Which boot of it (``BootTime.boot``).
+        begun_us: How long that boot had lasted when this was written.
+        due_us: When that boot has lasted so long, it has passed.
+    """
+
+    host: str
+    boot: str
+    begun_us: int
+    due_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +194,8 @@ class AccessRequest:
         deadline_observed_us: The deadline of the state it is in, in observed time as well: PENDING,
             APPROVED or ACTIVE.
         levels: The levels of approval, in order.
+        boot_deadlines: The same deadline once more, for each boot in which it was begun, looked
+            after or used (boot_deadlines.py).
         approved_us: When the last level approved.
         activate_by_us: While APPROVED, when it expires.
         activated_us: When the grant began.
@@ -206,6 +228,7 @@ class AccessRequest:
     decide_by_us: int
     deadline_observed_us: int
     levels: tuple[AccessLevel, ...]
+    boot_deadlines: tuple[BootDeadline, ...] = ()
     approved_us: int | None = None
     activate_by_us: int | None = None
     activated_us: int | None = None

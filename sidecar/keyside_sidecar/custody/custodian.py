@@ -26,6 +26,13 @@ class Custodian(Protocol):
     def list_ids(self) -> tuple[str, ...]:
         """Return the ids of all root keys that :meth:`find` would find now, this one's too."""
 
+    def require_kept(self) -> None:
+        """Check that this root key is where the next process will look for it; blocks.
+
+        Raises:
+            CustodyError: It isn't, or that process would refuse it.
+        """
+
     def wrap(self, plaintext: bytes, binding: bytes) -> bytes:
         """Return ``plaintext`` sealed under the root key and bound to ``binding``.
 

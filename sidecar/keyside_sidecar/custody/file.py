@@ -49,7 +49,7 @@ class FileCustodian:
         owner_uids: Whose the files may be.
     """
 
-    __slots__ = ("_owner_uids", "_path", "_root_key", "derive", "unwrap", "wrap")
+    __slots__ = ("_owner_uids", "_path", "_root_key", "_seen", "derive", "unwrap", "wrap")
 
     def __init__(
         self, root_key: RootKey, path: Path | None = None, owner_uids: frozenset[int] = frozenset()
@@ -57,6 +57,7 @@ class FileCustodian:
         self._root_key = root_key
         self._path = path
         self._owner_uids = owner_uids
+        self._seen: object = None
         self.wrap = root_key.wrap
         self.unwrap = root_key.unwrap
         self.derive = root_key.derive
@@ -92,6 +93,43 @@ class FileCustodian:
     def list_ids(self) -> tuple[str, ...]:
         """Return the ids of this root key and of those that :meth:`find` would find."""
         return tuple(dict.fromkeys((self.key_id, *(key.key_id for key in self._list_others()))))
+
+    def require_kept(self) -> None:
+        """Check that this root key is in its file, or waits beside it to be put there.
+
+        Read again only where something about the file or its directory has changed since this last
+        found it in order.
+
+        Raises:
+            CustodyError: It isn't, or the next process would refuse the file.
+        """
+        if self._path is None:
+            return
+        found = _describe_place(self._path)
+        if found is not None and found == self._seen:
+            return
+        self._seen = None
+        try:
+            self._require_in_file(self._path)
+            self._seen = found
+        except CustodyError:
+            if not self._waits_beside(self._path):
+                raise
+
+    def _require_in_file(self, path: Path) -> None:
+        kept = FileCustodian.load(path, owner_uids=self._owner_uids).key_id
+        if kept != self.key_id:
+            raise CustodyError(
+                f"{path} holds root key {kept}, and the one in use is {self.key_id}",
+                remedy=_RESTORE,
+            )
+
+    def _waits_beside(self, path: Path) -> bool:
+        """Whether this root key is the next one, on its way into the file (succession.py)."""
+        with suppress(CustodyError):
+            self._require_in_file(name_next(path))
+            return True
+        return False
 
     def _list_others(self) -> Iterator[FileCustodian]:
         if self._path is None:
@@ -134,6 +172,21 @@ class FileCustodian:
         finally:
             os.close(descriptor)
         return cls(RootKey(_parse(path, line)), home or path, owner_uids)
+
+
+def _describe_place(path: Path) -> tuple[tuple[int, ...], ...] | None:
+    """Return what is different whenever a root key's file or its directory was changed."""
+    try:
+        found = [os.lstat(one) for one in (path, path.parent)]
+    except OSError:
+        return None
+    return tuple(
+        (
+            *(one.st_dev, one.st_ino, one.st_mode, one.st_uid, one.st_size),
+            *(one.st_mtime_ns, one.st_ctime_ns),
+        )
+        for one in found
+    )
 
 
 def name_next(path: Path) -> Path:

@@ -441,15 +441,21 @@ class AccessOffice:
         actor: Actor,
         decide: Callable[[Facts, AccessRequest, Moment], AccessRequest],
     ) -> AccessRequest:
-        """Decide with what there is to know about all whose approval counts."""
+        """Decide with what there is to know about all whose approval counts.
+
+        All of it is asked afresh: somebody who was locked out or left the group a moment ago counts
+        no more. Whoever decides has just been asked about (rpc/access.py).
+        """
         uids: frozenset[int] = frozenset()
         for last in (*[False] * (_TRIES - 1), True):
             found = await self.find(access_id)
             if found is not None:
                 uids = uids_to_check(found) | uids
             own = actor.subject
-            gids = {**await self._standing.read_groups(uids - {own.uid}), own.uid: own.gids}
-            fallen = await self._standing.find_fallen(uids)
+            others = uids - {own.uid}
+            gids = {**await self._standing.read_groups(others, afresh=True), own.uid: own.gids}
+            fallen = await self._standing.find_fallen(others, afresh=True)
+            fallen |= await self._standing.find_fallen(uids & {own.uid})
             try:
                 return await self._turn(access_id, decide, self._facts(gids, fallen), found)
             except AccessFactsMissing as error:
@@ -493,7 +499,7 @@ class AccessOffice:
             return
         person = settings.person_of(subject.uid)
         others = [uid for uid, name in settings.people.items() if name == person]
-        for uid, gids in (await self._standing.read_groups(others)).items():
+        for uid, gids in (await self._standing.read_groups(others, afresh=True)).items():
             if self._policy.operators.include(Subject(uid, gids)):
                 raise Refused(Reason.OPERATOR_MAY_NOT_USE_KEYS)
 

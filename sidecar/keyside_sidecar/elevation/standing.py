@@ -1,8 +1,9 @@
 """Whether people are still who they were: their groups, and whether their accounts are locked.
 
-Groups are what the name service says now. Whether an account is locked or has expired is asked of
-PAM in a helper process, and believed for ``membership_ttl``. Where either can't be known, nothing
-is allowed, and nobody's grant is ended either.
+Groups are what the name service says; whether an account is locked or has expired is asked of PAM
+in a helper process. Both are believed for ``membership_ttl`` where a grant is used or looked after.
+Where people decide, both are asked afresh. Where either can't be known, nothing is allowed, and
+nobody's grant is ended either.
 """
 
 from __future__ import annotations
@@ -62,34 +63,48 @@ class Standing:
         await self._authenticator.authenticate(uid, password)
         self._remember(uid, began_s)
 
-    async def read_groups(self, uids: Iterable[int]) -> dict[int, frozenset[int]]:
+    async def read_groups(
+        self, uids: Iterable[int], *, afresh: bool = False
+    ) -> dict[int, frozenset[int]]:
         """Return each account's groups now; none where there is no such account.
+
+        Args:
+            uids: The accounts'.
+            afresh: Whether what is remembered won't do.
 
         Raises:
             Refused: The name service is away.
         """
         found = {}
         for uid in uids:
-            found[uid] = await self._identifier.groups_of(uid) or frozenset()
+            found[uid] = await self._identifier.groups_of(uid, afresh=afresh) or frozenset()
         return found
 
-    async def find_fallen(self, uids: Iterable[int]) -> frozenset[int]:
+    async def find_fallen(self, uids: Iterable[int], *, afresh: bool = False) -> frozenset[int]:
         """Return those whose account is locked, has expired or is gone.
+
+        Args:
+            uids: The accounts'.
+            afresh: Whether what is remembered won't do.
 
         Raises:
             AuthenticationFailed: That can't be known of one of them now.
         """
-        return frozenset([uid for uid in uids if await self._has_fallen(uid)])
+        asked_s = self._clock.monotonic_s()
+        since_s = asked_s if afresh else float("-inf")
+        return frozenset([uid for uid in uids if await self._has_fallen(uid, since_s)])
 
-    async def _has_fallen(self, uid: int) -> bool:
+    async def _has_fallen(self, uid: int, since_s: float) -> bool:
+        """Return whether an account is not in order, by an answer from after ``since_s``."""
         async with self._asking.setdefault(uid, asyncio.Lock()):
             now_s = self._clock.monotonic_s()
-            if now_s - self._sound_s.get(uid, float("-inf")) < self._ttl_s:
+            found_s = self._sound_s.get(uid, float("-inf"))
+            if found_s > since_s and now_s - found_s < self._ttl_s:
                 return False
             if self._authenticator is None:
                 raise AuthenticationFailed("unavailable")
             try:
-                await self._authenticator.check_account(uid)
+                await self._authenticator.check_account(uid, afresh=since_s >= 0)
             except AuthenticationFailed as error:
                 if error.outcome not in _FALLEN:
                     raise

@@ -69,11 +69,15 @@ class Authenticator:
             message[:] = bytes(len(message))
         _raise_unless_ok(outcome, retry_s)
 
-    async def check_account(self, uid: int) -> None:
+    async def check_account(self, uid: int, *, afresh: bool = False) -> None:
         """Have PAM look at an account without a password: may its owner still use it?
 
         Checks of one uid at the same time are one. ``"busy"`` is tried again for as long as an
         answer may take.
+
+        Args:
+            uid: The account's.
+            afresh: Whether one that is under way already won't do.
 
         Raises:
             AuthenticationFailed: It may not (``"locked"``, ``"expired"``, ``"password_expired"``,
@@ -81,14 +85,21 @@ class Authenticator:
                 ``"unavailable"``).
         """
         task = self._checks.get(uid)
-        if task is None:
+        if task is not None and afresh:
+            await asyncio.wait((task,))
+            task = self._checks.get(uid)  # one that has begun meanwhile, if any
+        if task is None or task.done():
             task = asyncio.get_running_loop().create_task(
                 self._ask_until(self._timeout_s, uid, "account", b"")
             )
             self._checks[uid] = task
-            task.add_done_callback(lambda _task: self._checks.pop(uid, None))
+            task.add_done_callback(lambda done: self._forget(uid, done))
         # Shielded: one who stops waiting must not end it for the others.
         _raise_unless_ok(*await asyncio.shield(task))
+
+    def _forget(self, uid: int, done: asyncio.Task[tuple[Outcome, float]]) -> None:
+        if self._checks.get(uid) is done:
+            del self._checks[uid]
 
     async def _ask_until(
         self, patience_s: float, uid: int, purpose: Purpose, message: bytes | bytearray

@@ -14,9 +14,11 @@ from keyside_sidecar.errors import Refused
 from keyside_sidecar.peer.login import borrowed_refusal, person_refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from keyside_sidecar.config import IdentitySettings
     from keyside_sidecar.peer.connection import Connection
-    from keyside_sidecar.peer.membership import Membership
+    from keyside_sidecar.peer.membership import AccountGroups, Membership
 
 
 class Identifier:
@@ -53,8 +55,22 @@ class Identifier:
         subject = self.known(connection)
         if subject is not None or self._membership is None:
             return subject if subject is not None else self._fixed(connection)
+        return await self._ask(connection, self._membership.identify)
+
+    async def identify_afresh(self, connection: Connection) -> Subject:
+        """Return the caller's subject by what the name service says now; never from memory.
+
+        Never raises, as for :meth:`identify`.
+        """
+        if self._membership is None or connection.credential.refusal is not None:
+            return self._fixed(connection)
+        return await self._ask(connection, self._membership.identify_afresh)
+
+    async def _ask(
+        self, connection: Connection, ask: Callable[[int], Awaitable[AccountGroups]]
+    ) -> Subject:
         try:
-            answer = await self._membership.identify(connection.credential.uid)
+            answer = await ask(connection.credential.uid)
         except Refused as refused:
             return self._make(connection, frozenset(), refused.reason)
         connection.subject = self._make(connection, answer.gids)
@@ -107,16 +123,21 @@ class Identifier:
         )
         return Subject(credential.uid, gids, standing=standing, person=person, borrowed=borrowed)
 
-    async def groups_of(self, uid: int) -> frozenset[int] | None:
+    async def groups_of(self, uid: int, *, afresh: bool = False) -> frozenset[int] | None:
         """Return the groups that another account is in now; None where there is no such account.
+
+        Args:
+            uid: The account's.
+            afresh: Whether what is remembered won't do.
 
         Raises:
             Refused: NAME_SERVICE_UNAVAILABLE: that can't be known now.
         """
         if self._membership is None:
             return None
+        ask = self._membership.identify_afresh if afresh else self._membership.identify
         try:
-            return (await self._membership.identify(uid)).gids
+            return (await ask(uid)).gids
         except Refused as refused:
             if refused.reason is Reason.ACCOUNT_UNKNOWN:
                 return None

@@ -37,6 +37,8 @@ it in a relevant group; no stranger can make an account served.
   that block. A service whose uid lies among the flooder's gets in by luck only, unless policy
   names its uid.
 
+Where people decide about access, nothing remembered will do: identify_afresh().
+
 Bounded: entries by ``max_accounts`` for each table (and those that are being looked up), waiting
 lookups by ``max_waiting`` and ``max_accounts``, threads as LookupThreads says.
 
@@ -80,6 +82,8 @@ _MAX_ACCOUNTS: Final = 4096
 _MAX_WAITING: Final = 256
 _UIDS_PER_SHARE: Final = 65_536
 _NO_ROOM_LOGGED_EVERY_S: Final = 60.0
+# The first may have to wait for a lookup that had begun already, and so counts for nothing.
+_AFRESH_TRIES: Final = 2
 
 
 class AccountSource(Protocol):
@@ -253,6 +257,28 @@ class Membership:
             flight = self._ask(entry)
             away = flight is None or await self._wait(flight)
         return self._judge(entry.verdict, away=away)
+
+    async def identify_afresh(self, uid: int) -> AccountGroups:
+        """Return the account's groups by a lookup that began after this call did.
+
+        What is remembered is never used, however long the name service is away; the answer is
+        remembered as any other.
+
+        Raises:
+            Refused: As for :meth:`identify`.
+        """
+        for _ in range(_AFRESH_TRIES):
+            entry = self._find(uid) or _Entry(uid, served=uid in self._relevant_uids)
+            earlier = entry.flight
+            had_begun = earlier is not None and earlier.started_s is not None
+            flight = self._ask(entry)
+            if flight is None:
+                break
+            await self._wait(flight)
+            counts = flight is not earlier or not had_begun
+            if counts and entry.verdict is not None and entry.verdict.number >= flight.number:
+                return self._judge(entry.verdict, away=False)
+        raise Refused(Reason.NAME_SERVICE_UNAVAILABLE)
 
     def close(self) -> None:
         """End the threads that aren't inside a call; begin no more lookups."""

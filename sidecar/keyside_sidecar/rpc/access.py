@@ -150,7 +150,8 @@ class AccessServicer:
             StoreUnavailable: As for :meth:`request_access`.
         """
         access_id = parse_access_id(request.id)
-        actor = await self._authenticate(call, request.password)
+        # It takes something away, and so doesn't wait for the name service.
+        actor = await self._authenticate(call, request.password, afresh=False)
         changed = await self._office.deny(access_id, actor, request.reason)
         return pb.DenyAccessResponse(request=make_request(changed))
 
@@ -194,10 +195,11 @@ class AccessServicer:
         changed = await self._office.revoke(access_id, self._actor(call), request.reason)
         return pb.RevokeAccessResponse(request=make_request(changed))
 
-    async def _authenticate(self, call: Call, password: bytes) -> Actor:
+    async def _authenticate(self, call: Call, password: bytes, *, afresh: bool = True) -> Actor:
         """Have PAM check who is calling; return them with the groups that they have after it."""
         await self._office.authenticate(call.subject, password)
-        subject = await self._identifier.identify(call.connection)
+        identify = self._identifier.identify_afresh if afresh else self._identifier.identify
+        subject = await identify(call.connection)
         if subject.standing is not None:
             raise Refused(subject.standing)
         return Actor(subject, self._identifier.account_name(call.connection))

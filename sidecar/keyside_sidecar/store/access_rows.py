@@ -18,6 +18,7 @@ from keyside_sidecar.access.requests import (
     AccessRequest,
     AccessState,
     Approval,
+    BootDeadline,
     EndReason,
     Person,
     VersionRange,
@@ -101,6 +102,11 @@ def encode_request(request: AccessRequest) -> dict[str, Any]:
         "state": str(request.state),
         "asked": _encode(asked),
         "levels": _encode([_encode_level(level) for level in request.levels]),
+        "boot_deadlines": _encode(
+            [[one.host, one.boot, one.begun_us, one.due_us] for one in request.boot_deadlines]
+        )
+        if request.boot_deadlines
+        else None,
         "opened": _encode(_encode_ranges(request.opened)) if request.opened else None,
         "end_reason": None if request.end_reason is None else str(request.end_reason),
         "ending": None if request.end_reason is None else _encode(ending),
@@ -130,6 +136,9 @@ def decode_request(row: Row) -> AccessRequest:
             rollover=asked["rollover"],
             state=AccessState(row["state"]),
             levels=tuple(_decode_level(level) for level in json.loads(row["levels"])),
+            boot_deadlines=tuple(
+                BootDeadline(*one) for one in json.loads(row["boot_deadlines"] or "[]")
+            ),
             opened=_decode_ranges(json.loads(row["opened"] or "[]")),
             end_reason=None if row["end_reason"] is None else EndReason(row["end_reason"]),
             ended_by=None if by is None else Person(*by),

@@ -307,11 +307,12 @@ class AccessBook:
         return Moment(
             self._session.database.read_time_us(reader.connection),
             read_observed_us(reader, snapshot.meta, self._session.witness),
+            self._session.boot_clock.read(),
         )
 
     def _moment(self, draft: Draft) -> Moment:
         now_us = self._session.database.read_time_us(draft.reader.connection)
-        return Moment(now_us, draft.observed_us)
+        return Moment(now_us, draft.observed_us, self._session.boot_clock.read())
 
     def _write(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from keyside_sidecar.clock import BootClock, HostBootClock
 from keyside_sidecar.errors import StoreTampered
 from keyside_sidecar.store import schema
 from keyside_sidecar.store.change import Draft
@@ -36,6 +37,7 @@ class Session:
         self.trust = trust
         self.memory = memory
         self.witness = Witness()
+        self.boot_clock: BootClock = HostBootClock()
 
     @contextmanager
     def reading(self) -> Iterator[tuple[Reader, Snapshot]]:

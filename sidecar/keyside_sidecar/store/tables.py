@@ -150,6 +150,8 @@ access_requests: Final = Table(
     Column("decide_by", BigInteger, nullable=False),
     # Observed time (observed.py): when the state that it is in runs out.
     Column("deadline_observed", BigInteger, nullable=False),
+    # JSON: the same deadline once more for each boot of a host (access/boot_deadlines.py).
+    Column("boot_deadlines", Text),
     Column("approved_at", BigInteger),
     Column("activate_by", BigInteger),
     Column("activated_at", BigInteger),
