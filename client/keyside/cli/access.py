@@ -14,6 +14,7 @@ from keyside.cli.amounts import format_duration
 from keyside.cli.connection import ACCESS_ID, KEY_NAME, Connection, as_json, print_json
 from keyside.cli.deciding import approve, cancel, deny, revoke, tell_what_is_unknown
 from keyside.cli.moments import DURATION
+from keyside.cli.numbers import WholeNumberType
 from keyside.cli.passwords import password_option, read_password, require_password_source
 from keyside.cli.streams import context_option
 from keyside.cli.tables import format_time, print_table
@@ -100,7 +101,7 @@ def _parse_versions(
 @click.option(
     "--max-uses",
     metavar="N",
-    type=click.IntRange(1, 2**31 - 1),
+    type=WholeNumberType(1, 2**31 - 1),
     help="How many envelopes.  [default: any number]",
 )
 @password_option

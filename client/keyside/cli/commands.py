@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from keyside.cli import access, audit, crypt, keys, rewrap, status
 from keyside.cli.connection import Connection
+from keyside.cli.numbers import SecondsType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,7 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
     "--timeout",
     "timeout_s",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True, max=86_400),
+    type=SecondsType(min=0, min_open=True, max=86_400),
     default=5.0,
     show_default=True,
     help="How long to wait for the sidecar; unless given, 10 to change a version, and 30 with a "
