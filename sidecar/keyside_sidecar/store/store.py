@@ -42,8 +42,8 @@ from keyside_sidecar.store.trust import Trust
 from keyside_sidecar.store.usage import UsageBook
 
 if TYPE_CHECKING:
-    from datetime import datetime
     from collections.abc import Collection, Mapping
+    from datetime import datetime
 
     from keyside_sidecar.custody import Custodian
     from keyside_sidecar.store.database import Database
