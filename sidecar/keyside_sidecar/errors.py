@@ -279,6 +279,11 @@ class StoreUnavailable(StoreError):
         "tried again by itself"
     )
 
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        if remedy:
+            self.remedy = remedy
+
 
 class StoreContended(StoreUnavailable):
     """Another process changed the store at the same time; nothing was changed."""

@@ -21,29 +21,8 @@ if TYPE_CHECKING:
 
 PROGRAMS: Final = {"keyside": client_command, "keysided": daemon_command}
 # What may follow a program's name where it is spoken of, and not called.
-PROSE: Final = frozenset(
-    [
-        "a",
-        "after",
-        "and",
-        "as",
-        "before",
-        "has",
-        "is",
-        "itself",
-        "knows",
-        "needs",
-        "or",
-        "reads",
-        "runs",
-        "serves",
-        "than",
-        "that",
-        "under",
-        "when",
-        "with",
-        "…",
-    ]
+PROSE: Final = re.compile(
+    r"a|after|and|as|before|has|is|itself|knows|needs|or|reads|runs|serves|than|that|under|when|with"
 )
 NAMED: Final = re.compile(r"(?<![\w./'-])(keysided|keyside)[ `]+([^;,.)\n]*)")
 OPTION: Final = re.compile(r"--[a-z][a-z-]*|-[a-z]\b")
@@ -92,7 +71,7 @@ def list_named() -> list[tuple[str, str, str]]:
     for place, text in list_texts():
         for program, rest in NAMED.findall(text):
             first = rest.split(" ", 1)[0].strip("`{}:'\"")
-            if first and first not in PROSE and not first.startswith("/"):
+            if first and not PROSE.fullmatch(first) and not first.startswith("/"):
                 found.append((place, program, rest))
     return found
 

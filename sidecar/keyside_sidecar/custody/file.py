@@ -247,7 +247,8 @@ def opened_directory(path: Path, owner_uids: frozenset[int]) -> Iterator[int]:
             raise CustodyError(
                 f"someone else may replace files in {path.parent}: it belongs to uid "
                 f"{status.st_uid} and has mode {stat.S_IMODE(status.st_mode):04o}",
-                remedy=f"chown root {path.parent}; chmod go-w {path.parent}",
+                remedy=f"{'' if status.st_uid in owner_uids else f'chown root {path.parent}; '}"
+                f"chmod go-w {path.parent}",
             )
         yield descriptor
     finally:
@@ -284,6 +285,12 @@ def describe_os_error(path: Path, error: OSError) -> CustodyError:
     if error.errno == errno.ELOOP:
         return CustodyError(
             f"{path} is a symbolic link", remedy="name the file itself in [root_key]"
+        )
+    if error.errno == errno.EACCES and not path.is_dir():
+        return CustodyError(
+            f"{path} can't be read by this account",
+            remedy=f"chown {os.geteuid()} {path}, if you know where it comes from; otherwise "
+            f"{_RESTORE}",
         )
     return CustodyError(
         f"{path} can't be used: {error.strerror}",
