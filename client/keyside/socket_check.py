@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import stat
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -21,6 +22,7 @@ from keyside.errors import NotPermitted, Unavailable, UntrustedSocket
 
 SIDECAR_ACCOUNT: Final = "keyside"
 OWNER_VARIABLE: Final = "KEYSIDE_EXPECTED_OWNER"
+_UID: Final = re.compile(r"[0-9]{1,10}")
 _MAX_LINKS: Final = 40  # as the kernel, path_resolution(7)
 _START: Final = (
     "start the sidecar (systemctl start keyside, or keysided --config FILE serve), "
@@ -67,7 +69,7 @@ class ExpectedOwner:
         account = self.account
         if account is None:
             account = os.environ.get(OWNER_VARIABLE) or None
-        if isinstance(account, str) and account.isdecimal():
+        if isinstance(account, str) and _UID.fullmatch(account):
             account = int(account)
         if isinstance(account, int):
             return frozenset({0, account})
@@ -213,7 +215,7 @@ def _identify(facts: os.stat_result) -> Identity:
 def _find_uid(account: str) -> int | None:
     try:
         return pwd.getpwnam(account).pw_uid
-    except KeyError:
+    except (KeyError, ValueError):  # ValueError: a name that no account can have
         return None
 
 

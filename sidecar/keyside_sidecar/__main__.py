@@ -22,6 +22,7 @@ from keyside_sidecar.errors import (
     CustodyError,
     SidecarError,
     StartupError,
+    StoreError,
     StoreUnavailable,
 )
 
@@ -213,7 +214,9 @@ def _run() -> int:  # noqa: C901, PLR0911  (one row an error)
     except CustodyError as error:
         return _complain(str(error), error.remedy, _EX_CONFIG)
     except StoreUnavailable as error:
-        return _complain(str(error), "", _EX_UNAVAILABLE)
+        return _complain(str(error), error.remedy, _EX_UNAVAILABLE)
+    except StoreError as error:
+        return _complain(str(error), error.remedy, _EX_CONFIG)
     except SidecarError as error:
         return _complain(str(error), "", _EX_CONFIG)
     return int(code or 0)

@@ -258,12 +258,31 @@ _AUTHENTICATION_TEXTS: Final = {
 }
 
 
+# Two steps, because a restore never overwrites a store.
+RESTORE_STORE: Final = (
+    "move the store away, keep it, and make it anew from its newest backup with keysided restore "
+    "FILE"
+)
+
+
 class StoreError(SidecarError):
-    """Something about the store."""
+    """Something about the store; ``remedy`` says what to do about it."""
+
+    remedy: str = ""
 
 
 class StoreUnavailable(StoreError):
     """The store can't be reached now; what is in memory goes on being served."""
+
+    remedy = (
+        "see that the store's file or server is there and lets the sidecar's account in; it is "
+        "tried again by itself"
+    )
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        if remedy:
+            self.remedy = remedy
 
 
 class StoreContended(StoreUnavailable):
@@ -273,6 +292,8 @@ class StoreContended(StoreUnavailable):
 class StoreTampered(StoreError):
     """A row was changed by someone without the root key, removed, or put back from the past."""
 
+    remedy = f"find out who could write to the store; then {RESTORE_STORE}"
+
     def __init__(self, place: str) -> None:
         super().__init__(f"the store's {place} does not carry a valid authentication code")
         self.place = place
@@ -280,6 +301,8 @@ class StoreTampered(StoreError):
 
 class StoreSchemaError(StoreError):
     """The store's schema is not the one that this program knows."""
+
+    remedy = "do what this names; where it is no store of Keyside's, correct url in [store]"
 
 
 class AuditUnavailable(SidecarError):

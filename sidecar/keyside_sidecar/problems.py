@@ -62,7 +62,7 @@ def list_keyring_problems(
         yield Problem(
             problem.reason,
             problem.summary,
-            "see the sidecar's log; encryption goes on from memory meanwhile",
+            f"{problem.remedy}; what is in memory goes on being served meanwhile",
             problem.since,
             blocks_keys=True,
             is_alarm=problem.reason == "STORE_TAMPERED",

@@ -139,7 +139,7 @@ FAULTS = [
         "missing store",
         lambda sidecar: sidecar.store.unlink(),
         UNAVAILABLE,
-        ("there is no store at", "keysided init", "restore a backup"),
+        ("there is no store at", "keysided init", "keysided restore FILE"),
     ),
     Fault(
         "store of a newer program",

@@ -386,12 +386,12 @@ allow_groups = [
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[sidecar]\nsocket = \n", "keyside.toml line 2: Invalid value"),
-        ("[sidecar]\n[sidecar]\n", "keyside.toml line 2: Cannot declare"),
-        ('a = "', "keyside.toml line 1: "),
-        ("a = 1\nb = '''\n\n", "keyside.toml line 4: "),
-        (f"a = {'9' * 5000}", "keyside.toml: "),
-        ("a = " + "[" * 5000, "keyside.toml: is nested too deeply"),
+        ("[sidecar]\nsocket = \n", "keyside.toml line 2, column 10: Invalid value"),
+        ("[sidecar]\n[sidecar]\n", "keyside.toml line 2, column 9: Cannot declare"),
+        ('a = "', "keyside.toml line 1, column 6: "),
+        ("a = 1\nb = '''\n\n", "keyside.toml line 4, column 1: "),
+        (f"a = {'9' * 5000}", "keyside.toml line 1, column 5: "),
+        ("a = " + "[" * 5000, "keyside.toml line 1, column 21: is nested more than"),
     ],
 )
 def test_what_is_not_toml_is_a_problem_with_its_line(text: str, expected: str) -> None:
@@ -401,7 +401,7 @@ def test_what_is_not_toml_is_a_problem_with_its_line(text: str, expected: str) -
 
 
 def test_what_is_not_utf8_is_a_problem_with_its_line() -> None:
-    with pytest.raises(ConfigError, match=r"keyside\.toml line 2: is not UTF-8"):
+    with pytest.raises(ConfigError, match=r"keyside\.toml line 2, column 3: is not UTF-8"):
         parse_config(b"# one\n# \xff\n", FILE)
 
 

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -91,11 +92,15 @@ def test_starting_makes_the_keys_and_loads_their_current_versions(made: MadeStor
     run(scenario())
 
 
-def test_making_a_key_is_loud(made: MadeStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_making_a_key_beside_older_ones_is_loud(
+    made: MadeStore, caplog: pytest.LogCaptureFixture
+) -> None:
     """A store put back as it was before the key existed fits in itself; only this tells."""
+    caplog.set_level(logging.INFO)
+    made.open().create_key(MAIL, datetime.now(UTC) - timedelta(minutes=2))
 
     async def scenario() -> None:
-        for expected in ([BANK, MAIL], []):
+        for expected in ([BANK], []):
             caplog.clear()
             async with started(made):
                 pass
@@ -103,7 +108,24 @@ def test_making_a_key_is_loud(made: MadeStore, caplog: pytest.LogCaptureFixture)
             facts = [record.__dict__["facts"] for record in lines]
             assert [fact["key"] for fact in facts] == expected
             assert all(record.levelno == logging.WARNING for record in lines)
-            assert all("restore the newest backup" in fact["what_to_do"] for fact in facts)
+            assert all("keysided restore FILE" in fact["what_to_do"] for fact in facts)
+            assert all(fact["what_to_do"].startswith("nothing, where") for fact in facts)
+
+    run(scenario())
+
+
+def test_first_start_gives_no_advice(made: MadeStore, caplog: pytest.LogCaptureFixture) -> None:
+    """Several workers that start at once on a new store say nothing alarming either."""
+    caplog.set_level(logging.INFO)
+
+    async def scenario() -> None:
+        keyrings = [Keyring(made.open(), [MAIL, BANK], clock=SystemClock()) for _ in range(2)]
+        await asyncio.gather(*(keyring.start() for keyring in keyrings))
+        await asyncio.gather(*(keyring.stop() for keyring in keyrings))
+        lines = [record for record in caplog.records if record.message == "key made"]
+        assert sorted(record.__dict__["facts"]["key"] for record in lines) == [BANK, MAIL]
+        assert all(record.levelno == logging.INFO for record in lines)
+        assert all("what_to_do" not in record.__dict__["facts"] for record in lines)
 
     run(scenario())
 

@@ -86,8 +86,10 @@ def test_a_symbolic_link_is_refused(made: MadeStore) -> None:
 
 def test_a_missing_store_is_unavailable_and_is_not_made(made: MadeStore) -> None:
     made.path.unlink()
-    with pytest.raises(StoreUnavailable, match="keysided init"):
+    with pytest.raises(StoreUnavailable, match="there is no store at") as caught:
         made.open()
+    assert "keysided restore FILE" in caught.value.remedy
+    assert "keysided init" in caught.value.remedy
     assert not made.path.exists()
 
 

@@ -16,6 +16,7 @@ from keyside.cli.deciding import approve, cancel, deny, revoke, tell_what_is_unk
 from keyside.cli.foreseeing import is_unknown_call
 from keyside.cli.helping import Group
 from keyside.cli.moments import DURATION
+from keyside.cli.numbers import WholeNumberType
 from keyside.cli.passwords import password_option, read_password, require_password_source
 from keyside.cli.streams import context_option
 from keyside.cli.tables import Column, format_time, print_table
@@ -103,7 +104,7 @@ def _parse_versions(
 @click.option(
     "--max-uses",
     metavar="N",
-    type=click.IntRange(1, 2**31 - 1),
+    type=WholeNumberType(1, 2**31 - 1),
     help="How many envelopes.  [default: any number]",
 )
 @password_option

@@ -18,6 +18,7 @@ from keyside.cli.exits import CommandError
 from keyside.cli.explaining import explain
 from keyside.cli.files import Output
 from keyside.cli.helping import Group
+from keyside.cli.numbers import WholeNumberType
 from keyside.cli.text import escape
 from keyside.errors import DeadlineExceeded, LimitExceeded, Unavailable
 
@@ -45,7 +46,7 @@ def audit() -> None:
     "-n",
     "count",
     metavar="N",
-    type=click.IntRange(0, 100_000),
+    type=WholeNumberType(0, 100_000),
     default=20,
     show_default=True,
     help="Begin with the newest N.",
@@ -72,7 +73,7 @@ def tail(
     "-n",
     "count",
     metavar="N",
-    type=click.IntRange(1),
+    type=WholeNumberType(1, 2**31 - 1),
     help="The newest N at most.  [default: all]",
 )
 @filter_options

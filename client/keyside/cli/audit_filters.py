@@ -8,6 +8,7 @@ import click
 
 from keyside.cli.connection import ACCESS_ID, KEY_NAME
 from keyside.cli.moments import MOMENT
+from keyside.cli.numbers import WholeNumberType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ def filter_options(function: _Function) -> _Function:
             "--access", "access_id", metavar="ID", type=ACCESS_ID, help="About this grant."
         ),
         click.option(
-            "--uid", metavar="UID", type=click.IntRange(0, 2**32 - 2), help="Done by this uid."
+            "--uid", metavar="UID", type=WholeNumberType(0, 2**32 - 2), help="Done by this uid."
         ),
         click.option("--account", metavar="NAME", help="Done by this account."),
         click.option("--key", metavar="KEY", type=KEY_NAME, help="About this key."),

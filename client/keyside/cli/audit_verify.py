@@ -172,7 +172,8 @@ def _list_places(names: tuple[str, ...]) -> list[str]:
     return [
         place
         for name in names
-        for place in (_list_directory(Path(name)) if Path(name).is_dir() else [name])
+        # Not Path.is_dir: it raises for a name that is too long.
+        for place in (_list_directory(Path(name)) if os.path.isdir(name) else [name])  # noqa: PTH112
     ]
 
 

@@ -12,6 +12,7 @@ from keyside.cli.completing import add_completion
 from keyside.cli.connection import Connection
 from keyside.cli.examples import EXAMPLES
 from keyside.cli.helping import Group, add_examples
+from keyside.cli.numbers import SecondsType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
     "--timeout",
     "timeout_s",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True, max=86_400),
+    type=SecondsType(min=0, min_open=True, max=86_400),
     default=5.0,
     show_default=True,
     help="How long to wait for the sidecar; unless given, 10 to change a version, and 30 with a "

@@ -54,11 +54,10 @@ class Connection:
             if self.socket is not None:
                 raise click.UsageError(f"--socket: {error}; {error.remedy}") from None
             raise CommandError(f"KEYSIDE_SOCKET: {error}", exits.CONFIG, error.remedy) from None
-        owner = self.expected_owner
         return Client(
             path,
             timeout_s=self.timeout_s,
-            expected_owner=int(owner) if owner is not None and owner.isdecimal() else owner,
+            expected_owner=self.expected_owner,
             retry=retry,
         )
 

@@ -238,7 +238,7 @@ class Journal:
     def _read_head(self, line: bytes) -> None:
         try:
             head = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             head = None
         if not isinstance(head, dict) or head.get("format") != _FORMAT:
             raise self._unusable("it is no journal of this command", exits.DATA)

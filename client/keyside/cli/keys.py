@@ -11,6 +11,7 @@ from keyside.cli.connection import KEY_NAME, Connection, as_json, print_json
 from keyside.cli.foreseeing import require_rotatable
 from keyside.cli.helping import Group
 from keyside.cli.key_facts import key_facts, process_facts, version_facts
+from keyside.cli.numbers import WholeNumberType
 from keyside.cli.show import show
 from keyside.cli.tables import Column, format_time, print_table
 from keyside.cli.versions import (
@@ -67,7 +68,7 @@ def list_command(connection: Connection, *, as_json: bool) -> None:
 @click.option(
     "--expected-current",
     metavar="NUMBER",
-    type=click.IntRange(1, 2**32 - 1),
+    type=WholeNumberType(1, 2**32 - 1),
     help="Rotate only if this version is current.",
 )
 @click.option(

@@ -10,7 +10,7 @@ from keyside.cli import exits
 from keyside.cli.connection import Connection, as_json, print_json
 from keyside.cli.tables import format_time
 from keyside.cli.text import escape
-from keyside.facts import Severity
+from keyside.facts import Serving, Severity
 
 if TYPE_CHECKING:
     from keyside.facts import Caller, Problem, Status
@@ -47,7 +47,7 @@ def _print(found: Status) -> None:
         ready = "ready" if key.ready else "not in memory"
         click.echo(f"key:     {escape(key.name)}, version {key.current_version}, {ready}")
     for problem in found.problems:
-        _print_problem(problem)
+        _print_problem(problem, found.serving)
 
 
 def _print_caller(you: Caller) -> None:
@@ -60,9 +60,16 @@ def _print_caller(you: Caller) -> None:
             click.echo(f"         what to do: {escape(you.remedy)}")
 
 
-def _print_problem(problem: Problem) -> None:
+def _print_problem(problem: Problem, serving: Serving) -> None:
     since = f" since {format_time(problem.since)}" if problem.since else ""
-    blocking = "; keeps calls from being served" if problem.blocking else ""
+    blocking = ""
+    if problem.blocking:
+        # Degraded is served: what is blocked then is what changes something.
+        blocking = (
+            "; keeps calls from being served"
+            if serving is Serving.NO
+            else "; keeps keys and access from being changed, and encryption goes on"
+        )
     label = _LABELS.get(problem.severity, "problem")
     click.echo(f"{f'{label}:':8} {escape(problem.reason)}{since}{blocking}")
     if problem.summary:

@@ -13,6 +13,7 @@ from keyside.cli.asking import require_consent, require_somebody_to_ask
 from keyside.cli.connection import KEY_NAME, Connection, as_json, print_json
 from keyside.cli.foreseeing import require_destroyable
 from keyside.cli.key_facts import process_facts, version_facts
+from keyside.cli.numbers import WholeNumberType
 from keyside.cli.tables import format_time
 from keyside.cli.text import escape
 from keyside.quantities import count_of
@@ -39,7 +40,7 @@ def _version_options(function: _Function) -> _Function:
     """Add KEY, VERSION and --json."""
     for option in (
         as_json,
-        click.argument("number", metavar="VERSION", type=click.IntRange(1, 2**32 - 1)),
+        click.argument("number", metavar="VERSION", type=WholeNumberType(1, 2**32 - 1)),
         click.argument("key", type=KEY_NAME),
     ):
         function = option(function)

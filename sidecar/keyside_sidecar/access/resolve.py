@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.config.places import Path
 
 _OVERFLOW_ID: Final = 65534
+_MAX_PROBLEMS: Final = 100
 
 
 class NameLookup(Protocol):
@@ -119,7 +120,10 @@ class _Resolver:
 
     def note(self, path: Path, setting: str, index: int, message: str) -> None:
         place = self._places.describe(path, setting, index)
-        self.problems.append(ConfigProblem(place, message))
+        if len(self.problems) < _MAX_PROBLEMS:
+            self.problems.append(ConfigProblem(place, message))
+        elif len(self.problems) == _MAX_PROBLEMS:
+            self.problems.append(ConfigProblem(place, "more names from here on are wrong"))
 
     def narrowing(
         self, path: Path, setting: str, groups: tuple[str | int, ...]

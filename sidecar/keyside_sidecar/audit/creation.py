@@ -45,14 +45,13 @@ def require_no_log(path: Path) -> None:
     """
     places = Places(path)
     with contextlib.suppress(OSError):
-        for found in (places.log, places.key, places.next_key, *places.list_finished()):
-            if os.path.lexists(found):
-                raise StartupError(
-                    f"there is an audit log at {path} already ({found.name}); nothing was changed",
-                    remedy="if this host was set up before, there is nothing to do; to begin a new "
-                    "log, move all files of the old one away, and keep them",
-                    exit_code=_EX_CANTCREAT,
-                )
+        for found in places.list_parts():
+            raise StartupError(
+                f"there is an audit log at {path} already ({found.name}); nothing was changed",
+                remedy="if keysided check finds nothing wrong with it, there is nothing to do; "
+                f"otherwise {places.tell_how_to_begin_anew()}",
+                exit_code=_EX_CANTCREAT,
+            )
 
 
 def require_safe_log_directory(directory: Path, uid: int) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DIGITS: Final = 12
+_NAMED: Final = 4
 _MODE: Final = 0o600
 
 
@@ -76,6 +77,32 @@ class Places:
         with os.scandir(self.log.parent) as entries:
             found = [self.log.with_name(it.name) for it in entries if form.fullmatch(it.name)]
         return sorted(found, key=self.parse_finished)
+
+    def list_parts(self) -> list[Path]:
+        """Return what there is of the log and its keys, and would keep a new log from being made.
+
+        Raises:
+            OSError: The directory can't be read.
+        """
+        single = (self.log, self.key, self.next_key)
+        return [*(path for path in single if os.path.lexists(path)), *self.list_finished()]
+
+    def tell_how_to_begin_anew(self) -> str:
+        """Return what to do for a new log: an old one's files are never overwritten."""
+        try:
+            names = [path.name for path in self.list_parts()]
+        except OSError:
+            names = []
+        if len(names) > _NAMED:
+            names = [self.log.name, self.key.name, f"{self.log.stem}-*.jsonl"]
+        begin = "keysided init --only-audit"
+        if not names:
+            return f"begin a new log with {begin}"
+        what = " and ".join(", ".join(names).rsplit(", ", 1))
+        return (
+            f"move {what} out of {self.log.parent}, keep what you moved, and begin a new log with "
+            f"{begin}"
+        )
 
     def parse_finished(self, path: Path) -> int:
         """Return which record a finished file begins with, as its name says."""

@@ -175,7 +175,7 @@ def _follow(
         start = place.offset + len(place.data) + 1 if number == index else 0
         end = _follow_file(tail, descriptor, start, limit)
         if end < limit and not (number == len(opened) - 1 and is_current):
-            raise _damaged(opened[number][0], tail.sequence + 1)
+            raise _damaged(places, opened[number][0], tail.sequence + 1)
         tail.size = end if number == len(opened) - 1 else 0
     if is_current:
         first = next(read_forward(current, 0, tail.size), None)
@@ -327,25 +327,31 @@ def _open_log(path: Path) -> int | None:
     return descriptor
 
 
+def tell_what_to_do_without_log(places: Places) -> str:
+    """Return what to do where there is no log, or only a part of one."""
+    begin = places.tell_how_to_begin_anew()
+    return f"if there was one, find out where it went, and put it back; otherwise {begin}"
+
+
 def _no_log(places: Places, *, is_there: bool) -> StartupError:
     if is_there:
         return StartupError(
             f"the audit log {places.log} holds no checkpoint: it was changed or cut off",
-            remedy="keep it as it is and find out why (keyside audit verify); then move the log's "
-            "files and keys away together, and begin a new log with keysided init --only-audit",
+            remedy=f"find out why (keyside audit verify {places.log.parent}); then "
+            f"{places.tell_how_to_begin_anew()}",
             exit_code=_EX_CONFIG,
         )
     return StartupError(
         f"there is no audit log at {places.log}",
-        remedy="make it with keysided init --only-audit; if there was one, find out where it went",
+        remedy=tell_what_to_do_without_log(places),
         exit_code=_EX_CONFIG,
     )
 
 
-def _damaged(path: Path, sequence: int) -> StartupError:
+def _damaged(places: Places, path: Path, sequence: int) -> StartupError:
     return StartupError(
         f"the audit log is damaged in {path}, at record {sequence}",
-        remedy="keep it as it is and find out why (keyside audit verify); then move the log's "
-        "files and keys away together, and begin a new log with keysided init --only-audit",
+        remedy=f"find out why (keyside audit verify {places.log.parent}); then "
+        f"{places.tell_how_to_begin_anew()}",
         exit_code=_EX_CONFIG,
     )

@@ -34,14 +34,13 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from keyside_sidecar.audit.places import fsync_directory, write_new
+from keyside_sidecar.audit.places import Places, fsync_directory, write_new
 from keyside_sidecar.errors import StartupError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from keyside.audit import Checkpoint
-    from keyside_sidecar.audit.places import Places
 
 _PREFIX: Final = b"KEYSIDE-AUDIT-KEY-2:"
 _OLD_PREFIX: Final = b"KEYSIDE-AUDIT-KEY-1:"
@@ -113,9 +112,8 @@ class Signer:
                 f"the signing key in {places.key} is not the one that the last checkpoint in "
                 f"{places.log} names: the log was cut off, changed or put back, or the key was "
                 "replaced",
-                remedy="keep both as they are and find out why (keyside audit verify); then move "
-                "the log's files and keys away together, and begin a new log with keysided init "
-                "--only-audit",
+                remedy=f"find out why (keyside audit verify {places.log.parent}); then "
+                f"{places.tell_how_to_begin_anew()}",
                 exit_code=_EX_CONFIG,
             )
         with contextlib.suppress(FileNotFoundError):
@@ -238,15 +236,14 @@ def _load(path: Path) -> SigningKey | None:
         raise StartupError(
             f"{path} belongs to uid {status.st_uid} and has mode "
             f"{stat.S_IMODE(status.st_mode):04o}; others may have read it",
-            remedy="chown it to the sidecar's account, chmod 0600; where others could log in "
-            "meanwhile, begin a new log with keysided init --only-audit",
+            remedy=f"chown {os.geteuid()} {path}; chmod 0600 {path}; where others could log in "
+            f"meanwhile, {_places_of(path).tell_how_to_begin_anew()}",
             exit_code=_EX_CONFIG,
         )
     if line.startswith(_OLD_PREFIX):
         raise StartupError(
             f"the signing key in {path} is of a form that no release has written",
-            remedy="move the log's files and keys away together, keep them, and begin a new log "
-            "with keysided init --only-audit",
+            remedy=_places_of(path).tell_how_to_begin_anew(),
             exit_code=_EX_CONFIG,
         )
     match = _LINE.fullmatch(line)
@@ -255,6 +252,10 @@ def _load(path: Path) -> SigningKey | None:
     material = base64.urlsafe_b64decode(match[1] + b"=")
     key = SigningKey(Ed25519PrivateKey.from_private_bytes(material), match[2].decode())
     return key if _encode(key) == line else None
+
+
+def _places_of(key: Path) -> Places:
+    return Places(key.with_name(key.name.removesuffix(".next").removesuffix(".key")))
 
 
 def _encode(key: SigningKey) -> bytes:

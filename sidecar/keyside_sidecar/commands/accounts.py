@@ -58,8 +58,10 @@ def _find(user: str | int, group: str | int | None) -> Account | None:
     names = NameService()
     uid = names.uid_of(user) if isinstance(user, str) else user
     if uid is None:
+        # useradd refuses to make a group that is there.
+        group_option = f"--gid {user}" if names.gid_of(str(user)) is not None else "--user-group"
         raise StartupError(
-            f"there is no account {user}", remedy=f"make it: useradd --system --user-group {user}"
+            f"there is no account {user}", remedy=f"make it: useradd --system {group_option} {user}"
         )
     if os.geteuid() not in {0, uid}:
         raise StartupError(

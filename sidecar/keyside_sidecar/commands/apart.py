@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar import hardening
 from keyside_sidecar.commands.accounts import act_as
-from keyside_sidecar.errors import CustodyError, StartupError, StoreTampered
+from keyside_sidecar.errors import RESTORE_STORE, CustodyError, StartupError, StoreTampered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,7 @@ def leaving_as_it_was(consequence: str) -> Iterator[None]:
     except StoreTampered as error:
         raise StartupError(
             f"{error}; {consequence}",
-            remedy="keysided check goes through all of it; restore the store from a backup",
+            remedy=f"keysided check goes through all of it; {RESTORE_STORE}",
             exit_code=_EX_DATAERR,
         ) from error
     except CustodyError as error:

@@ -9,6 +9,7 @@ from keyside.audit import parse_checkpoint
 from keyside_sidecar.audit.creation import require_safe_log_directory
 from keyside_sidecar.audit.places import Places
 from keyside_sidecar.audit.reading import find_checkpoint
+from keyside_sidecar.audit.recovery import tell_what_to_do_without_log
 from keyside_sidecar.audit.signing import holds_key
 from keyside_sidecar.commands.findings import Finding, Grade
 from keyside_sidecar.errors import AuditUnavailable, StartupError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 _LITTLE_ROOM_BYTES: Final = 256 << 20
 _TRIES: Final = 3
-_MAKE: Final = "make it with keysided init --only-audit; if there was one, find out where it went"
 
 
 def check_audit_log(config: Config) -> Iterator[Finding]:
@@ -49,7 +49,8 @@ def _check_key(config: Config) -> Finding:
         for _ in range(_TRIES):  # a sidecar that runs may be in the middle of a checkpoint
             found = find_checkpoint(places.log)
             if found is None:
-                return Finding("audit log", Grade.FAILED, f"there is none at {places.log}", _MAKE)
+                remedy = tell_what_to_do_without_log(places)
+                return Finding("audit log", Grade.FAILED, f"there is none at {places.log}", remedy)
             checkpoint = parse_checkpoint(found.json.encode())
             if holds_key(places, checkpoint):
                 return Finding(
@@ -71,5 +72,6 @@ def _check_key(config: Config) -> Finding:
         "audit log",
         Grade.FAILED,
         f"the signing key in {places.key} is not the one that the last checkpoint names",
-        "keep both as they are and find out why (keyside audit verify)",
+        f"find out why (keyside audit verify {places.log.parent}); then "
+        f"{places.tell_how_to_begin_anew()}",
     )

@@ -21,8 +21,8 @@ from keyside_sidecar.custody import open_custodian
 from keyside_sidecar.errors import (
     ConfigError,
     CustodyError,
-    SidecarError,
     StartupError,
+    StoreError,
     StoreUnavailable,
 )
 from keyside_sidecar.peer.accounts import NameService, NameServiceUnavailable
@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from keyside_sidecar.access.policy import Policy
     from keyside_sidecar.config import Config
     from keyside_sidecar.custody import Custodian
 
 _EX_UNAVAILABLE: Final = 69
 _PAGE: Final = 1000
+_NAMED: Final = 10
 
 
 def run_check(config_path: Path, *, as_json: bool) -> int:
@@ -82,6 +84,26 @@ def _check_names(config: Config) -> Iterator[Finding]:
         )
         return
     yield Finding("policy", Grade.OK, f"all names are known; {count_of(len(policy.keys), 'key')}")
+    yield from _check_numbers(config, policy)
+
+
+def _check_numbers(config: Config, policy: Policy) -> Iterator[Finding]:
+    """Look for uids that the policy allows and that are refused as nobody's (ACCOUNT_UNKNOWN)."""
+    if config.identity.membership != "account":
+        return
+    names = NameService()
+    uids = sorted({uid for key in policy.keys.values() for uid in key.allowed.uids})
+    try:
+        lost = [str(uid) for uid in uids if names.account(uid) is None]
+    except NameServiceUnavailable:
+        return
+    if lost:
+        yield Finding(
+            "policy",
+            Grade.WARNING,
+            f"no account has the uid {', '.join(lost[:_NAMED])}, so it is refused all the same",
+            'make an account with that uid, or set membership = "process" under [identity]',
+        )
 
 
 def _check_keys(config: Config) -> Iterator[Finding]:
@@ -100,13 +122,11 @@ def _check_keys(config: Config) -> Iterator[Finding]:
         yield from check_server(config)
         yield _check_store(config, custodian)
     except StoreUnavailable as error:
-        yield Finding(
-            "store", Grade.FAILED, str(error), "see that the store is there", _EX_UNAVAILABLE
-        )
+        yield Finding("store", Grade.FAILED, str(error), error.remedy, _EX_UNAVAILABLE)
     except (StartupError, CustodyError) as error:
         yield Finding("store", Grade.FAILED, str(error), error.remedy)
-    except SidecarError as error:
-        yield Finding("store", Grade.FAILED, str(error), "an operator must look into it")
+    except StoreError as error:
+        yield Finding("store", Grade.FAILED, str(error), error.remedy)
 
 
 def _check_socket(config: Config) -> Iterator[Finding]:

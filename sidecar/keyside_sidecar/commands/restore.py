@@ -19,15 +19,17 @@ from keyside_sidecar.commands.init import acting_as, require_absent
 from keyside_sidecar.commands.stores import choose_store
 from keyside_sidecar.config import load_config
 from keyside_sidecar.custody import open_custodian
-from keyside_sidecar.errors import StartupError
-from keyside_sidecar.store.backup import Backup
+from keyside_sidecar.errors import CustodyError, StartupError
+from keyside_sidecar.store.backup import MAGIC, Backup, require_backup
 from keyside_sidecar.store.initialise import NewPostgresqlStore, make_file
 from keyside_sidecar.store.location import SqliteFile, locate_store
 
 if TYPE_CHECKING:
     from typing import BinaryIO
 
+    from keyside_sidecar.config import Config
     from keyside_sidecar.config.store_url import PostgresqlServer
+    from keyside_sidecar.custody import Custodian
     from keyside_sidecar.store.examination import Contents
 
 _EX_USAGE: Final = 64
@@ -66,7 +68,7 @@ def run_restore(config_path: Path, source: str, store_url: str | None = None) ->
         # What is read now was made by somebody: from here on as the account.
         settle_as(account)
         try:
-            custodian = open_custodian(config.root_key)
+            custodian = _open_custodian(config)
             backup = Backup.open(stack.enter_context(_spool(file)), custodian)
             contents = backup.examine()
             if isinstance(location, SqliteFile):
@@ -77,6 +79,21 @@ def run_restore(config_path: Path, source: str, store_url: str | None = None) ->
             raise _refuse(source, error) from error
     _tell(backup, contents, location)
     return 0
+
+
+def _open_custodian(config: Config) -> Custodian:
+    """Return the root key's custodian. To make a new root key would lead nowhere here."""
+    path = config.root_key.path
+    try:
+        return open_custodian(config.root_key)
+    except CustodyError as error:
+        if os.path.lexists(path):
+            raise
+        raise CustodyError(
+            str(error),
+            remedy=f"put the root key that the backup was made under there, from its own backup: "
+            f"as {path}, mode 0600, chown {os.geteuid()}; a new one opens nothing of it",
+        ) from error
 
 
 def _open(source: str) -> BinaryIO:
@@ -99,6 +116,10 @@ def _spool(file: BinaryIO) -> BinaryIO:
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
     copy = tempfile.TemporaryFile()  # noqa: SIM115  (whoever is given it closes it)
+    # The rest of an endless stream that is no backup need not be seen, nor kept.
+    beginning = file.read(len(MAGIC))
+    require_backup(beginning)
+    copy.write(beginning)
     shutil.copyfileobj(file, copy)
     return copy
 

@@ -118,7 +118,7 @@ def _read_levels(table: Table) -> tuple[LevelSettings, ...]:
     if len(given) > _MAX_LEVELS:
         table.problem(f"must be at most {_MAX_LEVELS}", "levels")
     levels = []
-    for index, content in enumerate(given):
+    for index, content in enumerate(given[:_MAX_LEVELS]):
         level = Table(table.report, ("elevation", "levels", index), content)
         stand_in: str | int = 0
         group = level.require("group", values.parse_principal, stand_in)
@@ -145,8 +145,9 @@ def _parse_pam_service(value: object) -> str:
 
 
 def _warn(table: Table, settings: ElevationSettings, operators: Principals) -> None:
+    operating = set(operators.groups)
     for index, group in enumerate(settings.requesters):
-        if group in operators.groups:
+        if group in operating:
             table.warn(
                 f"{show(group)} is in [operators] too, and operators can't ask for access",
                 "requesters",

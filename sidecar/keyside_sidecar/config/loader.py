@@ -5,26 +5,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import re
 import stat
-import tomllib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from keyside_sidecar.config import sections
 from keyside_sidecar.config.audit import read_audit
 from keyside_sidecar.config.elevation import read_elevation, read_people
 from keyside_sidecar.config.places import find_places
-from keyside_sidecar.config.reader import Report, Table, show
+from keyside_sidecar.config.reader import Report, Table, TooManyProblemsError, list_shown, show_name
 from keyside_sidecar.config.settings import Config
 from keyside_sidecar.config.store_url import POSTGRESQL_SCHEME, parse_postgresql_url
+from keyside_sidecar.config.syntax import MAX_FILE_BYTES, SyntaxProblemError, parse_document
 from keyside_sidecar.config.values import holds_password
 from keyside_sidecar.errors import ConfigError, ConfigProblem
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_MAX_FILE_BYTES: Final = 1 << 20
-_SYNTAX_LINE: Final = re.compile(r"^(?P<what>.*) \(at (?:line (?P<line>\d+)|end of document).*\)$")
 
 
 def load_config(path: Path) -> Config:
@@ -41,16 +37,16 @@ def load_config(path: Path) -> Config:
         ConfigError: With every problem found, each with its place.
     """
     problems: list[ConfigProblem] = []
+    place = show_name(str(path))
     try:
         data, status = _read_file(path)
     except OSError as error:
         message = f"can't be read: {error.strerror or 'no such file'}"
-        raise ConfigError([ConfigProblem(str(path), message)]) from None
+        raise ConfigError([ConfigProblem(place, message)]) from None
+    except ValueError:  # a NUL in its name
+        raise ConfigError([ConfigProblem(place, "can't be a file's name")]) from None
     if not stat.S_ISREG(status.st_mode):
-        raise ConfigError([ConfigProblem(str(path), "is not a regular file")])
-    if len(data) > _MAX_FILE_BYTES:
-        message = f"is larger than {_MAX_FILE_BYTES} bytes"
-        raise ConfigError([ConfigProblem(str(path), message)])
+        raise ConfigError([ConfigProblem(place, "is not a regular file")])
     config, secret = _parse(data, path, problems)
     problems[:0] = _check_file(path, status, holds_secrets=secret)
     if config is None or problems:
@@ -80,7 +76,10 @@ def _read_file(path: Path) -> tuple[bytes, os.stat_result]:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
-        return (file.read(_MAX_FILE_BYTES + 1) if stat.S_ISREG(status.st_mode) else b""), status
+        if not stat.S_ISREG(status.st_mode):
+            return b"", status
+        # None: one of those in /proc that would make us wait.
+        return file.read(MAX_FILE_BYTES + 1) or b"", status
 
 
 def _check_file(path: Path, status: os.stat_result, *, holds_secrets: bool) -> list[ConfigProblem]:
@@ -94,36 +93,28 @@ def _check_file(path: Path, status: os.stat_result, *, holds_secrets: bool) -> l
         wrong.append("can be written by others than its owner; chmod go-w")
     if holds_secrets and status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
         wrong.append("holds a password and can be read by others than its owner; chmod go=")
-    return [ConfigProblem(str(path), message) for message in wrong]
+    return [ConfigProblem(show_name(str(path)), message) for message in wrong]
 
 
 def _parse(data: bytes, path: Path, problems: list[ConfigProblem]) -> tuple[Config | None, bool]:
-    """Return the configuration (None where it isn't even TOML) and whether it holds secrets."""
+    """Return the configuration (None where it can't be made) and whether it holds secrets."""
+    file = show_name(path.name)
     try:
-        text = data.decode().replace("\r\n", "\n")
-        document = tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        problems.append(ConfigProblem(f"{path.name} line {line}", "is not UTF-8"))
+        document = parse_document(file, data)
+    except SyntaxProblemError as error:
+        problems.append(error.problem)
         return None, False
-    except RecursionError:
-        problems.append(ConfigProblem(path.name, "is nested too deeply"))
-        return None, False
-    except ValueError as error:  # TOMLDecodeError, or Python's own limit on long numbers
-        problems.append(_syntax_problem(path.name, str(error), text.count("\n") + 1))
-        return None, False
-    report = Report(find_places(path.name, text))
-    config = _read_document(Table(report, (), document), path, hashlib.sha256(data).hexdigest())
+    report = Report(find_places(file, document.text))
+    top = Table(report, (), document.values)
+    config: Config | None = None
+    try:
+        config = _read_document(top, path, hashlib.sha256(data).hexdigest())
+    except TooManyProblemsError:
+        message = "that is enough for now; the rest was not looked at"
+        report.problems.append(ConfigProblem(file, message))
     problems += report.problems
-    store = document.get("store")
+    store = document.values.get("store")
     return config, holds_password(store.get("url") if isinstance(store, dict) else None)
-
-
-def _syntax_problem(file: str, message: str, last_line: int) -> ConfigProblem:
-    match = _SYNTAX_LINE.match(message)
-    if not match:
-        return ConfigProblem(file, message)
-    return ConfigProblem(f"{file} line {match['line'] or last_line}", match["what"])
 
 
 def _read_document(top: Table, path: Path, digest: str) -> Config:
@@ -186,15 +177,15 @@ def _warn_of_store(top: Table, config: Config) -> None:
 
 
 def _warn_of_operators(top: Table, config: Config) -> None:
-    operators = config.operators
-    if not operators.groups and not operators.users:
+    groups, users = set(config.operators.groups), set(config.operators.users)
+    if not groups and not users:
         top.warn("[operators] names nobody: no key can be rolled over by hand")
     for name, key in config.keys.items():
         table = Table(top.report, ("keys", name), {})
         for setting, both in (
-            ("allow_groups", set(operators.groups) & set(key.allow_groups)),
-            ("allow_users", set(operators.users) & set(key.allow_users)),
+            ("allow_groups", groups.intersection(key.allow_groups)),
+            ("allow_users", users.intersection(key.allow_users)),
         ):
             if both:
-                names = ", ".join(sorted(map(show, both)))
+                names = list_shown(both)
                 table.warn(f"{names} is in [operators] too, and so is refused the key", setting)

@@ -14,19 +14,17 @@ import tomllib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from keyside_sidecar.config.tokens import find_gap_end, find_string_end
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Path = tuple[str | int, ...]
 
 _BLANK: Final = re.compile(r"[ \t]*")
-_GAP: Final = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")  # between statements, and inside arrays
 _KEY: Final = re.compile(r"""[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'""")
-_STRING: Final = re.compile(
-    r'"""(?:[^\\]|\\.)*?"{3,5}|' + r"'''.*?'{3,5}|" + r""""(?:[^"\\\n]|\\.)*"|'[^'\n]*\'""",
-    re.DOTALL,
-)
 _SCALAR: Final = re.compile(r"[^,\]}#\n]*")
+_NAME_LENGTH: Final = 100
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
@@ -83,7 +81,9 @@ def find_places(file: str, text: str) -> Places:
 
 
 def _quote(name: str) -> str:
-    """Return ``name`` as TOML would write it as a key, with everything odd escaped."""
+    """Return ``name`` as TOML would write it as a key, with everything odd escaped; shortened."""
+    if len(name) > _NAME_LENGTH:
+        return f'{json.dumps(name[:_NAME_LENGTH])[:-1]}…"'
     return name if _BARE_KEY.fullmatch(name) else json.dumps(name)
 
 
@@ -102,13 +102,13 @@ class _Scanner:
 
     def scan(self) -> None:
         table: Path = ()
-        self._skip(_GAP)
+        self._skip_gap()
         while self.at < len(self.text):
             if self._peek() == "[":
                 table = self._header()
             else:
                 self._pair(table)
-            self._skip(_GAP)
+            self._skip_gap()
 
     def _header(self) -> Path:
         double = self.text.startswith("[[", self.at)
@@ -148,7 +148,10 @@ class _Scanner:
     def _value(self, path: Path) -> None:
         first = self._peek()
         if first in ('"', "'"):
-            self._match(_STRING)
+            end = find_string_end(self.text, self.at)
+            if end is None:
+                raise _LostError
+            self.at = end
         elif first == "[":
             self._array(path)
         elif first == "{":
@@ -159,28 +162,28 @@ class _Scanner:
     def _array(self, path: Path) -> None:
         self.at += 1
         index = 0
-        self._skip(_GAP)
+        self._skip_gap()
         while self._peek() != "]":
             self._note((*path, index))
             self._value((*path, index))
             index += 1
-            self._skip(_GAP)
+            self._skip_gap()
             if self._peek() == ",":
                 self.at += 1
-                self._skip(_GAP)
+                self._skip_gap()
             elif self._peek() != "]":
                 raise _LostError
         self.at += 1
 
     def _inline_table(self, path: Path) -> None:
         self.at += 1
-        self._skip(_GAP)
+        self._skip_gap()
         while self._peek() != "}":
             self._pair(path)
-            self._skip(_GAP)
+            self._skip_gap()
             if self._peek() == ",":
                 self.at += 1
-                self._skip(_GAP)
+                self._skip_gap()
             elif self._peek() != "}":
                 raise _LostError
         self.at += 1
@@ -205,6 +208,9 @@ class _Scanner:
         match = pattern.match(self.text, self.at)
         if match:
             self.at = match.end()
+
+    def _skip_gap(self) -> None:
+        self.at = find_gap_end(self.text, self.at)
 
     def _match(self, pattern: re.Pattern[str]) -> str:
         match = pattern.match(self.text, self.at)

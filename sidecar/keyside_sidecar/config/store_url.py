@@ -40,6 +40,7 @@ _WEAK: Final = {
     "verify-ca": "takes any server with a certificate of that authority for the right one",
 }
 _PORTS: Final = range(1, 65536)
+_PORT: Final = re.compile(r"[0-9]{1,5}")
 _DEFAULT_PORT: Final = "5432"
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 
@@ -145,7 +146,7 @@ def _read_ports(netloc_port: int | None, query: Mapping[str, str], hosts: int) -
     text = str(netloc_port) if netloc_port is not None else query.get("port", _DEFAULT_PORT)
     ports = text.split(",")
     if len(ports) not in {1, hosts} or any(
-        not (port.isascii() and port.isdigit() and int(port) in _PORTS) for port in ports
+        not (_PORT.fullmatch(port) and int(port) in _PORTS) for port in ports
     ):
         raise WrongValueError("needs a port from 1 to 65535, or one for each host")
     return text

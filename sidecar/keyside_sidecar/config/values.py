@@ -40,6 +40,8 @@ MAX_ID: Final = 2**32 - 2  # 2**32 - 1 is (uid_t)-1, "no change" in setresuid(2)
 # name, under which a new socket is prepared before it is renamed into place.
 MAX_SOCKET_PATH_BYTES: Final = 100
 _MAX_NAME_LENGTH: Final = 256
+_MAX_PATH_BYTES: Final = 4000  # the kernel's limit is 4095, and other files' names are longer
+_MAX_FILE_NAME_BYTES: Final = 240  # its limit is 255
 # Finished files' names are 13 bytes longer, and the file system's limit is 255.
 _MAX_LOG_NAME_BYTES: Final = 200
 _SQLITE_HELP: Final = 'as in "sqlite:////var/lib/keyside/keyside.db"'
@@ -54,6 +56,7 @@ _PROVIDERS: Final[tuple[Provider, ...]] = get_args(Provider)
 _SERVICE_CALLS: Final[tuple[ServiceCalls, ...]] = get_args(ServiceCalls)
 _ON_AUDIT_FAILURE: Final[tuple[OnAuditFailure, ...]] = get_args(OnAuditFailure)
 _MAX_ARGUMENTS: Final = 64
+_MAX_SCHEME_LENGTH: Final = 32
 
 
 def parse_bool(value: object) -> bool:
@@ -195,6 +198,17 @@ def parse_path(value: object) -> Path:
         raise WrongValueError(
             f'must be a file\'s path without "..", "." and doubled or final "/", not {show(value)}'
         )
+    try:
+        names = os.fsencode(value).split(b"/")
+    except UnicodeEncodeError:
+        raise WrongValueError(
+            f"can't be written in this process's locale; set LANG=C.UTF-8: {show(value)}"
+        ) from None
+    if len(b"/".join(names)) > _MAX_PATH_BYTES or max(map(len, names)) > _MAX_FILE_NAME_BYTES:
+        raise WrongValueError(
+            f"must be at most {_MAX_PATH_BYTES} bytes long, and each name in it "
+            f"{_MAX_FILE_NAME_BYTES}, not {show(value)}"
+        )
     return Path(value)
 
 
@@ -221,7 +235,8 @@ def parse_store_url(value: object) -> str:
     if scheme in _POSTGRESQL_LOOKALIKES:
         raise WrongValueError(f"must begin with {POSTGRESQL_SCHEME}://, {POSTGRESQL_HELP}")
     if scheme != "sqlite":
-        kind = f'a store of the kind "{scheme}"' if scheme.isidentifier() else "that"
+        is_kind = scheme.isidentifier() and len(scheme) <= _MAX_SCHEME_LENGTH
+        kind = f'a store of the kind "{scheme}"' if is_kind else "that"
         raise WrongValueError(f"{kind} can't be used: {_STORE_URL_HELP}")
     if not value.startswith("sqlite:////"):
         raise WrongValueError(f"needs an absolute path, and so four slashes: {_SQLITE_HELP}")

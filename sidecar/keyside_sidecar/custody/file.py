@@ -242,7 +242,7 @@ def _parse(path: Path, line: bytes) -> bytes:
     if not line.startswith(_MAGIC[: len(line)]):
         raise CustodyError(
             f"{path} is not a Keyside root key",
-            remedy="name the right file in [root_key], or create one with keysided init",
+            remedy=f"name the right file in [root_key], or {_RESTORE}",
         )
     if line.startswith(_MAGIC) and len(line) >= len(_PREFIX) and not line.startswith(_PREFIX):
         raise CustodyError(
@@ -278,7 +278,8 @@ def opened_directory(path: Path, owner_uids: frozenset[int]) -> Iterator[int]:
             raise CustodyError(
                 f"someone else may replace files in {path.parent}: it belongs to uid "
                 f"{status.st_uid} and has mode {stat.S_IMODE(status.st_mode):04o}",
-                remedy=f"chown root {path.parent}; chmod go-w {path.parent}",
+                remedy=f"{'' if status.st_uid in owner_uids else f'chown root {path.parent}; '}"
+                f"chmod go-w {path.parent}",
             )
         yield descriptor
     finally:
@@ -292,13 +293,15 @@ def _require_private_file(path: Path, status: os.stat_result, owner_uids: frozen
         owners = " or ".join(str(uid) for uid in sorted(owner_uids))
         raise CustodyError(
             f"{path} belongs to uid {status.st_uid}, not to {owners}",
-            remedy=f"chown it, if you know where it comes from; otherwise {_RESTORE}",
+            remedy=f"chown {max(owner_uids)} {path}, if you know where it comes from; otherwise "
+            f"{_RESTORE}",
         )
     mode = stat.S_IMODE(status.st_mode)
     if mode & ~_MODE:
         raise CustodyError(
             f"{path} has mode {mode:04o}; others may have read it",
-            remedy=f"chmod 0600 {path}; if others could log in here meanwhile, make a new root key",
+            remedy=f"chmod 0600 {path}; if others could log in here meanwhile, replace the root "
+            "key too, with keysided root rotate",
         )
 
 
@@ -307,11 +310,18 @@ def describe_os_error(path: Path, error: OSError) -> CustodyError:
     if error.errno == errno.ENOENT:
         return CustodyError(
             f"{path} does not exist",
-            remedy="create it with keysided init, or restore it from its backup",
+            remedy=f"{_RESTORE}, or copy it from another host with the same store; where there is "
+            "no store yet, keysided init makes both",
         )
     if error.errno == errno.ELOOP:
         return CustodyError(
             f"{path} is a symbolic link", remedy="name the file itself in [root_key]"
+        )
+    if error.errno == errno.EACCES and not path.is_dir():
+        return CustodyError(
+            f"{path} can't be read by this account",
+            remedy=f"chown {os.geteuid()} {path}, if you know where it comes from; otherwise "
+            f"{_RESTORE}",
         )
     return CustodyError(
         f"{path} can't be used: {error.strerror}",

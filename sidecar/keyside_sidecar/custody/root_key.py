@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFHMAC, CounterLocation, Mode
 
-from keyside_sidecar.errors import CustodyError
+from keyside_sidecar.errors import RESTORE_STORE, CustodyError
 
 ROOT_KEY_LENGTH: Final = 32
 _DERIVED_LENGTH: Final = 32
@@ -96,7 +96,7 @@ class RootKey:
         if len(wrapped) < _HEADER_LENGTH + _TAG_LENGTH or not header.startswith(_FORMAT):
             raise CustodyError(
                 "this is not something that a root key of this kind has wrapped",
-                remedy="restore the store from a backup, or run the program that wrote it",
+                remedy=f"run the program that wrote it, or {RESTORE_STORE}",
             )
         made_under = header[len(_FORMAT) : len(_FORMAT) + _KEY_ID_LENGTH]
         if made_under != self._key_id:
@@ -110,7 +110,7 @@ class RootKey:
             raise CustodyError(
                 "what the store holds does not open under the root key: it was altered, or "
                 "belongs to another store, key or version",
-                remedy="restore the store from a backup",
+                remedy=RESTORE_STORE,
             ) from None
 
     def _cipher(self, header: bytes) -> AESGCM:

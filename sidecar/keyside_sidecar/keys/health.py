@@ -5,7 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from keyside_sidecar.errors import CustodyError, StoreSchemaError, StoreTampered
+from keyside_sidecar.errors import (
+    CustodyError,
+    StoreSchemaError,
+    StoreTampered,
+    StoreUnavailable,
+)
 from keyside_sidecar.keys.notices import tell_nobody
 from keyside_sidecar.log import event
 from keyside_sidecar.severity import severity_of
@@ -35,11 +40,13 @@ class StoreProblem(NamedTuple):
             ``STORE_UNAVAILABLE``.
         since: When it was first noticed.
         summary: One sentence.
+        remedy: What to do about it.
     """
 
     reason: str
     since: datetime
     summary: str
+    remedy: str
 
 
 class StoreHealth:
@@ -55,13 +62,15 @@ class StoreHealth:
         self._tell = tell
         self._since: dict[str, datetime] = {}
         self._said: dict[str, str] = {}
+        self._remedies: dict[str, str] = {}
 
     @property
     def problem(self) -> StoreProblem | None:
         """The worst that is wrong now."""
         for reason in _ORDER:
             if reason in self._since:
-                return StoreProblem(reason, self._since[reason], self._said[reason])
+                said, remedy = self._said[reason], self._remedies[reason]
+                return StoreProblem(reason, self._since[reason], said, remedy)
         return None
 
     def has(self, reason: str) -> bool:
@@ -77,9 +86,11 @@ class StoreHealth:
         """Take note of what a call to the store has raised."""
         reason = _name(error)
         text = str(error)
+        self._remedies[reason] = remedy = getattr(error, "remedy", "") or StoreUnavailable.remedy
         if self._said.get(reason) != text:
             self._said[reason] = text
-            event(_log, severity_of(reason).log_level, "store problem", reason=reason, summary=text)
+            facts = {"reason": reason, "summary": text, "what_to_do": remedy}
+            event(_log, severity_of(reason).log_level, "store problem", **facts)
             told = {"outcome": "failed", "reason": reason, "details": {"why": text}}
             self._tell("store.problem", told)
         self._since.setdefault(reason, self._clock.now())

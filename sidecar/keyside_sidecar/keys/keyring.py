@@ -28,10 +28,12 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar.errors import (
+    RESTORE_STORE,
     CustodyError,
     RequestError,
     RotationConflict,
@@ -82,10 +84,11 @@ _UNCOUNTED: Final = (
     "restore the store; the counts follow, unless this process is killed before",
 )
 _KEY_MADE: Final = (
-    "if the store should have had this key, it is an older copy or another store, and what was "
-    "sealed under that key does not open: stop keysided and restore the newest backup, before "
-    "anything is sealed under the new key"
+    "nothing, where the key is new in the configuration; if the store should have had it, this is "
+    "an older copy or another store, and what was sealed under that key does not open: stop "
+    f"keysided before anything is sealed under the new key, and {RESTORE_STORE}"
 )
+_FIRST_START: Final = timedelta(minutes=1)  # in which several workers and hosts may make keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +192,9 @@ class Keyring:
     async def start(self, *, upkeep: bool = True) -> None:
         """Make the keys that don't exist yet, load every current version, and begin to watch.
 
-        A key that is made is logged as a warning: a store that was put back as it was before the
-        key existed fits in itself, and here alone it shows that nothing sealed since will open.
+        A key that is made beside older ones is logged as a warning: a store that was put back as it
+        was before the key existed fits in itself, and here alone it shows that nothing sealed since
+        will open. Where the store has no older key, its audit log tells (rollback.py).
 
         A key that fails its checks is left out, refuses, and shows in ``store_problem``; the
         others are served. Workers that start at once make each key once.
@@ -206,9 +210,13 @@ class Keyring:
             await self._presence.enter()
             await self._watch.begin()
             await self._noting_tampering(self._caretaker.begin())
+            is_new = await self._is_store_new()
             for name in sorted(self.names):
                 if await self.change(partial(self.store.create_key, name, self._clock.now())):
-                    event(_log, logging.WARNING, "key made", key=name, what_to_do=_KEY_MADE)
+                    if is_new:
+                        event(_log, logging.INFO, "key made", key=name)
+                    else:
+                        event(_log, logging.WARNING, "key made", key=name, what_to_do=_KEY_MADE)
                 try:
                     await self.refresh(name)
                 except (StoreTampered, CustodyError) as error:
@@ -220,6 +228,12 @@ class Keyring:
         self._presence.start()
         if upkeep:
             self.begin_upkeep()
+
+    async def _is_store_new(self) -> bool:
+        """Return whether no key in the store is older than a first start takes."""
+        since = self._clock.now() - _FIRST_START
+        made_at = await self.look(self.store.list_creation_times)
+        return all(moment >= since for moment in made_at)
 
     def begin_upkeep(self) -> None:
         """Roll keys over and destroy what is due, by the rules, from now on."""

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _LABEL: Final = b"keyside/v1/backup"
 _FORMAT: Final = 1
-_MAGIC: Final = b'{"keyside_backup":'
+MAGIC: Final = b'{"keyside_backup":'
 _END: Final = re.compile(rb'\{"mac":"([A-Za-z0-9+/]{43}=)"\}\n')
 # Above what a row takes (a request for access, with all that many people wrote), and little enough
 # to be read as a whole.
@@ -298,20 +298,29 @@ def _encode_row(table: Table, row: Row) -> bytes:
     return _encode({table.name: columns})
 
 
-def _parse_header(line: bytes) -> Header:
-    if not line.startswith(_MAGIC[: len(line)]):
+def require_backup(beginning: bytes) -> None:
+    """Check that this is how a backup begins, as far as it goes.
+
+    Raises:
+        StartupError: It isn't.
+    """
+    if not beginning.startswith(MAGIC[: len(beginning)]):
         raise StartupError(
             "this is not a Keyside backup",
             remedy="name a file that keysided backup has made",
             exit_code=_EX_DATAERR,
         )
+
+
+def _parse_header(line: bytes) -> Header:
+    require_backup(line)
     if len(line) < _MAX_LINE and not line.endswith(b"\n"):
         raise _refuse("is cut short: it ends in its first line")
     fields = _parse(line)
     number = fields.pop("keyside_backup")
     if type(number) is int and number > _FORMAT:
         raise StartupError(
-            f"this backup has a format that this program does not know ({number})",
+            f"this backup has a format that this program does not know ({str(number)[:20]})",
             remedy="restore it with the keyside that made it, or a newer one",
             exit_code=_EX_CONFIG,
         )

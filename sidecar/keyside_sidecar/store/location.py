@@ -111,8 +111,9 @@ def require_private_store(path: Path, owner_uids: frozenset[int]) -> os.stat_res
     status = _require_private_file(path, owner_uids)
     if status is None:
         raise StoreUnavailable(
-            f"there is no store at {path}: create it with keysided init, restore a backup, or "
-            "mount the file system that it is on"
+            f"there is no store at {path}",
+            remedy="mount the file system that it is on, or make it from a backup with keysided "
+            "restore FILE; keysided init makes an empty one, where there is no root key either",
         )
     for side_file in list_side_files(path):
         _require_private_file(side_file, owner_uids)
@@ -132,8 +133,9 @@ def _require_private_file(path: Path, owner_uids: frozenset[int]) -> os.stat_res
         )
     if status.st_uid not in owner_uids:
         raise StartupError(
-            f"{path} belongs to uid {status.st_uid}, not to the running account",
-            remedy="run keysided under the account that owns the store, or as root",
+            f"{path} belongs to uid {status.st_uid}, not to the running account (uid "
+            f"{os.geteuid()})",
+            remedy=_tell_how_to_own(path, status.st_uid),
         )
     if status.st_mode & 0o077:
         raise StartupError(
@@ -141,6 +143,16 @@ def _require_private_file(path: Path, owner_uids: frozenset[int]) -> os.stat_res
             remedy=f"chmod 0600 {path}",
         )
     return status
+
+
+def _tell_how_to_own(path: Path, owner: int) -> str:
+    chown = f"chown {os.geteuid()} {path}"
+    if owner == 0 or path.name.endswith(SIDE_SUFFIXES):
+        return f"find out who made it (a program that root ran on the store?), then {chown}"
+    return (
+        f"name the account with uid {owner} as user under [sidecar], and start keysided as it or "
+        f"as root; or, if the store shall belong to the running account, {chown}"
+    )
 
 
 def require_private_secret(name: str, what: str) -> None:

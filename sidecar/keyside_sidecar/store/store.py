@@ -43,6 +43,7 @@ from keyside_sidecar.store.usage import UsageBook
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+    from datetime import datetime
 
     from keyside_sidecar.custody import Custodian
     from keyside_sidecar.store.database import Database
@@ -148,6 +149,11 @@ class Store:
                 describe_key(key, self._read_current(reader, key))
                 for _, key in sorted(snapshot.keys.items())
             ]
+
+    def list_creation_times(self) -> list[datetime]:
+        """Return when each key was made."""
+        with self.session.reading() as (_, snapshot):
+            return [from_microseconds(key["created_at"]) for key in snapshot.keys.values()]
 
     def load_key(self, name: KeyName) -> LoadedKey:
         """Return a key with its current version and its successor, unwrapped.
