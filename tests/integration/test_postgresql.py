@@ -21,7 +21,7 @@ from support.sidecar import (
 from support.waiting import eventually
 
 from keyside.envelope import parse_wrapping_header
-from keyside_sidecar.commands.init import acting_as
+from keyside_sidecar.commands.progress import acting_as
 from keyside_sidecar.supervisor import Account
 
 if TYPE_CHECKING:

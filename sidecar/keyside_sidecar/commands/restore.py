@@ -14,7 +14,7 @@ import click
 
 from keyside_sidecar.commands.accounts import find_account
 from keyside_sidecar.commands.apart import settle_as
-from keyside_sidecar.commands.init import acting_as
+from keyside_sidecar.commands.progress import acting_as
 from keyside_sidecar.commands.stores import choose_store
 from keyside_sidecar.config import load_config
 from keyside_sidecar.custody import open_custodian
