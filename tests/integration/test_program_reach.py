@@ -184,11 +184,7 @@ def configure(directory: Path) -> Sidecar:
     """Return a sidecar of which there is a configuration, and nothing else yet."""
     directory.mkdir()
     sidecar = Sidecar(directory)
-    for name, mode in (("run", 0o755), ("state", 0o700), ("audit", 0o700)):
-        (directory / name).mkdir()
-        os.chown(directory / name, SIDECAR_UID, SIDECAR_UID)
-        (directory / name).chmod(mode)
-    sidecar.write_config()
+    sidecar.lay_out()
     return sidecar
 
 

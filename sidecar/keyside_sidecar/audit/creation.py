@@ -48,9 +48,17 @@ if TYPE_CHECKING:
 _EX_CANTCREAT: Final = 73
 
 
-def has_log(path: Path) -> bool:
-    """Return whether there is a log, or what is left of one; one that was only begun is none."""
-    return _find_log(Places(path)) is not None
+def find_log(path: Path) -> Path | None:
+    """Return a file that shows that there is a log, or was; one that was only begun is none.
+
+    It is ``path`` itself where the log's current file is there.
+    """
+    places = Places(path)
+    if os.path.lexists(places.log):
+        left = _find_left(places)
+        is_begun = left is None and os.path.lexists(places.next_key) and _is_begun(places.log)
+        return None if is_begun else places.log
+    return _find_left(places)
 
 
 def require_no_log(path: Path) -> None:
@@ -59,7 +67,7 @@ def require_no_log(path: Path) -> None:
     Raises:
         StartupError: There is. Nothing is overwritten.
     """
-    found = _find_log(Places(path))
+    found = find_log(path)
     if found is not None:
         raise StartupError(
             f"there is an audit log at {path} already ({found.name}); nothing was changed",
@@ -70,13 +78,13 @@ def require_no_log(path: Path) -> None:
         )
 
 
-def _find_log(places: Places) -> Path | None:
+def _find_left(places: Places) -> Path | None:
+    """Return a file that only a log which was used has, beside its current one."""
     with contextlib.suppress(OSError):
-        if (finished := places.list_finished()) or os.path.lexists(places.key):
-            return finished[0] if finished else places.key
-    if not os.path.lexists(places.log):
-        return None
-    return None if os.path.lexists(places.next_key) and _is_begun(places.log) else places.log
+        finished = places.list_finished()
+        if finished:
+            return finished[0]
+    return places.key if os.path.lexists(places.key) else None
 
 
 def _is_begun(log: Path) -> bool:

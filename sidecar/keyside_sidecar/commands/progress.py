@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from keyside_sidecar.audit.creation import has_log, require_no_log, require_safe_log_directory
+from keyside_sidecar.audit.creation import find_log, require_no_log, require_safe_log_directory
 from keyside_sidecar.custody import open_custodian
 from keyside_sidecar.errors import CustodyError, StartupError, StoreSchemaError
 from keyside_sidecar.store import Store
@@ -66,7 +66,7 @@ def find_progress(
         stack: Closes the connection to the server.
 
     Raises:
-        StartupError: All is there; or what is there is no interrupted ``init``, or can't be used.
+        StartupError: All is there, or what is there is no interrupted ``init``, or can't be used.
         StoreUnavailable: The server is away.
         CustodyError: The root key can't be used, or is not the store's.
     """
@@ -102,7 +102,7 @@ def find_progress(
         require_no_log(config.audit.path)
         return Progress(None, has_store=False, server=server)
     if not has_store:
-        if has_log(config.audit.path):
+        if find_log(config.audit.path) is not None:
             raise _refuse(
                 f"there are a root key at {config.root_key.path} and an audit log at "
                 f"{config.audit.path} already, and no store at {location.place}: this host was "
@@ -113,20 +113,34 @@ def find_progress(
         return Progress(custodian.key_id, has_store=False, server=server)
     with acting_as(account if isinstance(location, SqliteFile) else connect_as):
         key_count = _count_keys(url, custodian, taken)
-    if has_log(config.audit.path):
+    _require_only_begun(config, location.place, key_count)
+    return Progress(custodian.key_id, has_store=True)
+
+
+def _require_only_begun(config: Config, place: str, key_count: int) -> None:
+    """Check that a store that belongs to the root key waits for its first audit log."""
+    log = config.audit.path
+    found = find_log(log)
+    if found == log:
         raise _refuse(
-            f"root key, store and audit log are there already ({config.root_key.path}, "
-            f"{location.place}, {config.audit.path})",
+            f"root key, store and audit log are there already ({config.root_key.path}, {place}, "
+            f"{log})",
             "keysided check says whether they are in order; keysided serve serves them",
+        )
+    if found is not None:
+        raise _refuse(
+            f"root key and store are there already, and only what is left of an audit log "
+            f"({found.name}): there is none at {log}",
+            "find out where the log went; to begin a new one, move all that is left of it away, "
+            "keep it, and run keysided init --only-audit",
         )
     if key_count:
         raise _refuse(
-            f"the store at {location.place} holds {key_count} keys already, so a sidecar has used "
-            f"it; but there is no audit log at {config.audit.path}",
+            f"the store at {place} holds {key_count} keys already, so a sidecar has used it; but "
+            f"there is no audit log at {log}",
             "find out where the log went, if this host had one; keysided init --only-audit begins "
             "a new one",
         )
-    return Progress(custodian.key_id, has_store=True)
 
 
 @contextmanager
