@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -60,6 +60,15 @@ class Problem:
     is_alarm: bool = False
 
 
+class Notice(NamedTuple):
+    """What the supervisor has to say: for the fields see ``Problem``."""
+
+    reason: str
+    summary: str
+    remedy: str
+    is_alarm: bool = False
+
+
 class ServingBoard:
     """Gathers problems from those who see them.
 
@@ -73,7 +82,7 @@ class ServingBoard:
         self.started_at = clock.now()
         # Successors serve: calls that last end, so that they come back to those.
         self.is_succeeded = False
-        self._notice: Problem | None = None
+        self._notices: tuple[Problem, ...] = ()
         self._standing: list[Problem] = []
         self._sources: list[Callable[[], Iterable[Problem]]] = []
 
@@ -81,13 +90,19 @@ class ServingBoard:
         """Add something that holds for the whole run and blocks nothing."""
         self._standing.append(Problem(reason, summary, remedy, self._clock.now()))
 
-    def set_notice(self, notice: tuple[str, str, str] | None) -> None:
-        """Show what the supervisor has to say, in place of what it said before.
-
-        Args:
-            notice: Reason, summary and remedy; None: nothing any more.
-        """
-        self._notice = None if notice is None else Problem(*notice, self._clock.now())
+    def set_notices(self, notices: Iterable[Notice]) -> None:
+        """Show what the supervisor has to say, in place of what it said before."""
+        before = {(it.reason, it.summary): it.since for it in self._notices}
+        self._notices = tuple(
+            Problem(
+                notice.reason,
+                notice.summary,
+                notice.remedy,
+                before.get((notice.reason, notice.summary), self._clock.now()),
+                is_alarm=notice.is_alarm,
+            )
+            for notice in notices
+        )
 
     def add_source(self, source: Callable[[], Iterable[Problem]]) -> None:
         """Ask ``source`` for its problems whenever someone wants to know."""
@@ -97,8 +112,7 @@ class ServingBoard:
         """Return what is wrong now, what blocks first."""
         found = [problem for source in self._sources for problem in source()]
         found.sort(key=lambda problem: not (problem.blocks_encryption or problem.blocks_keys))
-        notices = () if self._notice is None else (self._notice,)
-        return (*found, *notices, *self._standing)
+        return (*found, *self._notices, *self._standing)
 
     def serves_encryption(self) -> bool:
         """Return whether EncryptionService is served."""

@@ -13,7 +13,7 @@ beside the one that serves; when all of them are ready, connections go to them o
 ones are drained. People's passwords are checked in
 processes of their own (``pam/desk.py``). A connection that arrives while no worker takes any waits
 for a few seconds (``reception.py``) and is then closed: gRPC tells that caller UNAVAILABLE, which
-is the truth.
+is the truth. That the socket's file stays in its place is watched over in ``socket_watch.py``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import logging
 import signal
 import socket
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar import notify
@@ -40,6 +41,7 @@ from keyside_sidecar.pam.desk import Desk
 from keyside_sidecar.pam.transaction import load_pam
 from keyside_sidecar.reception import Reception
 from keyside_sidecar.reload import Reload, Stage
+from keyside_sidecar.socket_watch import SocketWatch
 from keyside_sidecar.worker import WorkerSettings, run_worker
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.handover import Channel
     from keyside_sidecar.pam.errand import Errand
     from keyside_sidecar.peer.listener import Listener
+    from keyside_sidecar.serving import Notice
 
 _log = logging.getLogger(__name__)
 
@@ -125,6 +128,13 @@ class Supervisor:
             process_mode=config.identity.membership == "process",
             record=self._keeper.note,
         )
+        self._socket_watch = SocketWatch(
+            self._loop,
+            listener,
+            on_bound=self._reception.move,
+            on_notice=partial(self._tell, "socket"),
+            record=self._keeper.note,
+        )
         self._settings = WorkerSettings(
             config=config,
             policy=policy,
@@ -148,7 +158,8 @@ class Supervisor:
         self._next: WorkerSettings | None = None
         self._next_generation = 0
         self._generations = itertools.count(1)
-        self._notice: tuple[str, str, str] | None = None
+        # What workers are to say of it, by who noticed.
+        self._notices: dict[str, Notice] = {}
         self._workers_wanted = config.sidecar.workers
         self._wakeups: tuple[socket.socket, socket.socket] | None = None
         self._announced = False
@@ -164,6 +175,7 @@ class Supervisor:
         """
         self._catch_signals()
         self._reception.open()
+        self._socket_watch.begin()
         try:
             self._keeper.start()
             while self._crew or self._keeper.running or not self._draining:
@@ -243,8 +255,8 @@ class Supervisor:
         finally:
             workers.close()
         self._keeper.introduce(member.pid, recorders)
-        if self._notice is not None:
-            self._crew.tell({"notice": self._notice}, member)
+        if self._notices:
+            self._crew.tell({"notices": list(self._notices.values())}, member)
 
     def _fork_wanted(self) -> None:
         while self._workers_wanted and self._keeper.ready and not self._draining:
@@ -373,16 +385,23 @@ class Supervisor:
     def _is_settled(self) -> bool:
         return all(member.generation == self._crew.generation for member in self._crew)
 
-    def _on_reload_ended(self, notice: tuple[str, str, str] | None) -> None:
+    def _on_reload_ended(self, notice: Notice | None) -> None:
         if self._next is not None:  # it failed: away with those that were started for it
             self._next = None
             for member in self._crew.of(self._next_generation):
                 self._crew.kill(member, "the reload failed")
             self._want_workers()
             self._fork_replacements()
-        self._notice = notice
-        self._crew.tell({"notice": notice})
+        self._tell("reload", notice)
         self._reload_if_wanted()
+
+    def _tell(self, source: str, notice: Notice | None) -> None:
+        """Have workers say something, in place of what they said of this before."""
+        if notice is None:
+            self._notices.pop(source, None)
+        else:
+            self._notices[source] = notice
+        self._crew.tell({"notices": list(self._notices.values())})
 
     def _kill_retired(self) -> None:
         for member in self._crew:
@@ -453,6 +472,7 @@ class Supervisor:
             return
         self._draining = True
         self._reload.cancel()
+        self._socket_watch.end()
         self._next = None
         event(_log, logging.INFO, "stopping", why=why)
         notify.sd_notify("STOPPING=1")

@@ -44,7 +44,7 @@ from keyside_sidecar.problems import (
     list_keyring_problems,
     list_membership_problems,
 )
-from keyside_sidecar.serving import Phase, ServingBoard
+from keyside_sidecar.serving import Notice, Phase, ServingBoard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -286,9 +286,8 @@ class Worker:
             self._parts.audit.attach(socket.socket(fileno=packet.descriptors[0]))
         elif "serve" in packet.fields:
             self._serves.set()
-        elif "notice" in packet.fields:
-            notice = packet.fields["notice"]  # [reason, summary, remedy], or null
-            self.board.set_notice(None if notice is None else tuple(notice))
+        elif "notices" in packet.fields:
+            self.board.set_notices(Notice(*fields) for fields in packet.fields["notices"])
         elif "drain" in packet.fields:
             succeeded = packet.fields.get("succeeded") is True
             self._begin_drain(_Dismissal(float(packet.fields["drain"]), succeeded=succeeded))
