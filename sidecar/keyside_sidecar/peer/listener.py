@@ -180,7 +180,12 @@ def _prepare_directory(directory: Path, owners: frozenset[int]) -> None:
     try:
         directory.mkdir(mode=0o755)
     except FileExistsError:
-        pass
+        if not directory.is_dir():
+            raise StartupError(
+                f"{directory}, where the socket is to be, is not a directory",
+                remedy=f"move it away, and make {directory}, mode 0755, owned by root or the "
+                "sidecar's account",
+            ) from None
     except OSError as error:
         raise StartupError(
             f"can't make the socket's directory {directory}: {error.strerror}",
