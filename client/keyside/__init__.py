@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from keyside.files import open  # noqa: A004  (what it is to files that are not sealed)
     from keyside.local import LocalCipher
     from keyside.local_aio import AsyncLocalCipher
+    from keyside.undumpable import make_undumpable
 
     __version__: str
 
@@ -141,6 +142,7 @@ __all__ = [
     "__version__",
     "envelope",
     "errors",
+    "make_undumpable",
     "open",
 ]
 
@@ -190,6 +192,7 @@ _PLACES: Final = {
     "OpenedDataKey": "keyside.data_keys",
     "LocalCipher": "keyside.local",
     "AsyncLocalCipher": "keyside.local_aio",
+    "make_undumpable": "keyside.undumpable",
     "open": "keyside.files",
     **dict.fromkeys(_ACCESS_FACTS, "keyside.access_facts"),
     **dict.fromkeys(_FACTS, "keyside.facts"),

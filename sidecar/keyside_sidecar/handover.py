@@ -6,7 +6,7 @@ of a pair over which a person's password goes to PAM's helper and the outcome co
 
     supervisor ──► worker    {"connection": N, "credential": "..."}  + descriptors
                              {"audit": true}  + descriptor           the recorder was replaced
-                             {"notice": [REASON, SUMMARY, REMEDY] or null}    for status
+                             {"notices": [[REASON, SUMMARY, REMEDY, ALARM, SINCE], …]}
                              {"drain": seconds, "succeeded": whether others serve in its place}
     worker ──► supervisor    {"ready": true}
                              {"alive": true}     each second

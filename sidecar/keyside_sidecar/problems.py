@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from keyside.names import KeyName
 from keyside.quantities import count_of
@@ -14,7 +13,7 @@ from keyside_sidecar.severity import severity_of
 from keyside_sidecar.weaknesses import find_person_logins_off, find_pidfd_fallback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from keyside_sidecar.audit.sender import AuditSender
     from keyside_sidecar.config import Config
@@ -44,12 +43,6 @@ def add_weakness(board: ServingBoard, weakness: Weakness) -> None:
         summary=weakness.summary,
         what_to_do=weakness.remedy,
     )
-
-
-def read_notice(notice: Sequence[Any]) -> Problem:
-    """Return what the supervisor has to say: reason, summary, remedy and since when."""
-    reason, summary, remedy, since_s = notice
-    return Problem(reason, summary, remedy, datetime.fromtimestamp(since_s, UTC))
 
 
 def list_keyring_problems(

@@ -95,6 +95,22 @@ class Reception:
         if not self._closed:
             self._loop.watch(self._listener.fileno(), self._accept)
 
+    def move(self, former: socket.socket) -> None:
+        """Go on with the listener's new socket; take what has arrived at the former, and close it.
+
+        Args:
+            former: The listener's socket until now.
+        """
+        self._loop.unwatch(former.fileno())
+        self.open()
+        try:
+            while True:
+                self._admit(former.accept()[0])
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                event(_log, logging.ERROR, "can't accept", error=str(error))
+        former.close()
+
     def close(self) -> None:
         """Accept nothing more, and close what still waits; the socket's file stays."""
         if self._closed:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 from keyside_sidecar import notify
 from keyside_sidecar.candidate import CandidateRefused, examine, take_reply
 from keyside_sidecar.log import event
+from keyside_sidecar.serving import Notice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +65,7 @@ class Reload:
         on_accepted: Called with what is to be used: workers are to be started under it, and then
             ``finish`` or ``fail`` to be called.
         on_ended: Called when there is no reload any more, with what went wrong as workers are to
-            say it (reason, summary, remedy), or None.
+            say it, or None.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Reload:
         running: Callable[[], Config],
         close_in_child: Callable[[], None],
         on_accepted: Callable[[Candidate], None],
-        on_ended: Callable[[tuple[str, str, str] | None], None],
+        on_ended: Callable[[Notice | None], None],
     ) -> None:
         self._loop = loop
         self._children = children
@@ -141,7 +142,7 @@ class Reload:
         event(_log, logging.ERROR, "reload refused", reason=reason, why=why, what_to_do=remedy)
         self._note_outcome("refused", reason=reason, why=why[:_MAX_WHY])
         summary = f"the configuration could not be reloaded; the former one is in use: {why}"
-        self._end((reason, summary[:_MAX_WHY], remedy))
+        self._end(Notice(reason, summary[:_MAX_WHY], remedy))
 
     def cancel(self) -> None:
         """Forget what is under way: the sidecar stops."""
@@ -204,7 +205,7 @@ class Reload:
             details["why"] = why
         self._keeper.note({**record, "details": details})
 
-    def _end(self, problem: tuple[str, str, str] | None) -> None:
+    def _end(self, problem: Notice | None) -> None:
         self._drop_child()
         self.stage = Stage.IDLE
         notify.sd_notify("READY=1")

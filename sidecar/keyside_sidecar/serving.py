@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
 
 from keyside_sidecar.severity import Severity, severity_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from datetime import datetime
 
     from keyside_sidecar.clock import Clock
 
@@ -68,6 +68,20 @@ class Problem:
         return severity_of(self.reason)
 
 
+class Notice(NamedTuple):
+    """What the supervisor has to say: for the fields see ``Problem``.
+
+    ``since_s``, in seconds since 1970, is the supervisor's to fill in: every worker tells the same,
+    one that is started later too.
+    """
+
+    reason: str
+    summary: str
+    remedy: str
+    is_alarm: bool = False
+    since_s: float = 0.0
+
+
 class ServingBoard:
     """Gathers problems from those who see them.
 
@@ -81,7 +95,7 @@ class ServingBoard:
         self.started_at = started_at or clock.now()
         # Successors serve: calls that last end, so that they come back to those.
         self.is_succeeded = False
-        self._notice: Problem | None = None
+        self._notices: tuple[Problem, ...] = ()
         self._standing: list[Problem] = []
         self._sources: list[Callable[[], Iterable[Problem]]] = []
 
@@ -89,13 +103,18 @@ class ServingBoard:
         """Add something that holds for the whole run and blocks nothing."""
         self._standing.append(Problem(reason, summary, remedy, self.started_at))
 
-    def set_notice(self, notice: Problem | None) -> None:
-        """Show what the supervisor has to say, in place of what it said before.
-
-        Args:
-            notice: The problem; None: there is none any more.
-        """
-        self._notice = notice
+    def set_notices(self, notices: Iterable[Notice]) -> None:
+        """Show what the supervisor has to say, in place of what it said before."""
+        self._notices = tuple(
+            Problem(
+                notice.reason,
+                notice.summary,
+                notice.remedy,
+                datetime.fromtimestamp(notice.since_s, UTC),
+                is_alarm=notice.is_alarm,
+            )
+            for notice in notices
+        )
 
     def add_source(self, source: Callable[[], Iterable[Problem]]) -> None:
         """Ask ``source`` for its problems whenever someone wants to know."""
@@ -105,8 +124,7 @@ class ServingBoard:
         """Return what is wrong now, what blocks first."""
         found = [problem for source in self._sources for problem in source()]
         found.sort(key=lambda problem: not (problem.blocks_encryption or problem.blocks_keys))
-        notices = () if self._notice is None else (self._notice,)
-        return (*found, *notices, *self._standing)
+        return (*found, *self._notices, *self._standing)
 
     def is_degraded(self) -> bool:
         """Return whether anything needs attention: notes do not."""

@@ -13,7 +13,7 @@ beside the one that serves; when all of them are ready, connections go to them o
 ones are drained. People's passwords are checked in
 processes of their own (``pam/desk.py``). A connection that arrives while no worker takes any waits
 for a few seconds (``reception.py``) and is then closed: gRPC tells that caller UNAVAILABLE, which
-is the truth.
+is the truth. That the socket's file stays in its place is watched over in ``socket_watch.py``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import signal
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar import notify
@@ -41,6 +42,7 @@ from keyside_sidecar.pam.desk import Desk
 from keyside_sidecar.pam.transaction import load_pam
 from keyside_sidecar.reception import Reception
 from keyside_sidecar.reload import Reload, Stage
+from keyside_sidecar.socket_watch import SocketWatch
 from keyside_sidecar.worker import WorkerSettings, run_worker
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.handover import Channel
     from keyside_sidecar.pam.errand import Errand
     from keyside_sidecar.peer.listener import Listener
+    from keyside_sidecar.serving import Notice
 
 _log = logging.getLogger(__name__)
 
@@ -126,6 +129,13 @@ class Supervisor:
             process_mode=config.identity.membership == "process",
             record=self._keeper.note,
         )
+        self._socket_watch = SocketWatch(
+            self._loop,
+            listener,
+            on_bound=self._reception.move,
+            on_notice=partial(self._tell, "socket"),
+            record=self._keeper.note,
+        )
         self._settings = WorkerSettings(
             config=config,
             policy=policy,
@@ -150,8 +160,8 @@ class Supervisor:
         self._next: WorkerSettings | None = None
         self._next_generation = 0
         self._generations = itertools.count(1)
-        # With since when: every worker tells the same time, one that is started later too.
-        self._notice: tuple[str, str, str, float] | None = None
+        # What workers are to say of it, by who noticed.
+        self._notices: dict[str, Notice] = {}
         self._workers_wanted = config.sidecar.workers
         self._wakeups: tuple[socket.socket, socket.socket] | None = None
         self._announced = False
@@ -167,6 +177,7 @@ class Supervisor:
         """
         self._catch_signals()
         self._reception.open()
+        self._socket_watch.begin()
         try:
             self._keeper.start()
             while self._crew or self._keeper.running or not self._draining:
@@ -246,8 +257,8 @@ class Supervisor:
         finally:
             workers.close()
         self._keeper.introduce(member.pid, recorders)
-        if self._notice is not None:
-            self._crew.tell({"notice": self._notice}, member)
+        if self._notices:
+            self._crew.tell({"notices": list(self._notices.values())}, member)
 
     def _fork_wanted(self) -> None:
         while self._workers_wanted and self._keeper.ready and not self._draining:
@@ -376,16 +387,26 @@ class Supervisor:
     def _is_settled(self) -> bool:
         return all(member.generation == self._crew.generation for member in self._crew)
 
-    def _on_reload_ended(self, notice: tuple[str, str, str] | None) -> None:
+    def _on_reload_ended(self, notice: Notice | None) -> None:
         if self._next is not None:  # it failed: away with those that were started for it
             self._next = None
             for member in self._crew.of(self._next_generation):
                 self._crew.kill(member, "the reload failed")
             self._want_workers()
             self._fork_replacements()
-        self._notice = None if notice is None else (*notice, datetime.now(UTC).timestamp())
-        self._crew.tell({"notice": self._notice})
+        self._tell("reload", notice)
         self._reload_if_wanted()
+
+    def _tell(self, source: str, notice: Notice | None) -> None:
+        """Have workers say something, in place of what they said of this before."""
+        if notice is None:
+            self._notices.pop(source, None)
+        else:
+            before = self._notices.get(source)
+            is_same = before is not None and before[:2] == notice[:2]
+            since_s = before.since_s if is_same and before else datetime.now(UTC).timestamp()
+            self._notices[source] = notice._replace(since_s=since_s)
+        self._crew.tell({"notices": list(self._notices.values())})
 
     def _kill_retired(self) -> None:
         for member in self._crew:
@@ -456,6 +477,7 @@ class Supervisor:
             return
         self._draining = True
         self._reload.cancel()
+        self._socket_watch.end()
         self._next = None
         event(_log, logging.INFO, "stopping", why=why)
         notify.sd_notify("STOPPING=1")

@@ -45,9 +45,8 @@ from keyside_sidecar.problems import (
     list_keyring_problems,
     list_membership_problems,
     list_root_key_problems,
-    read_notice,
 )
-from keyside_sidecar.serving import Phase, ServingBoard
+from keyside_sidecar.serving import Notice, Phase, ServingBoard
 from keyside_sidecar.weaknesses import describe_unlocked_memory
 
 if TYPE_CHECKING:
@@ -291,9 +290,8 @@ class Worker:
             self._parts.audit.attach(socket.socket(fileno=packet.descriptors[0]))
         elif "serve" in packet.fields:
             self._serves.set()
-        elif "notice" in packet.fields:
-            notice = packet.fields["notice"]  # [reason, summary, remedy, since], or null
-            self.board.set_notice(None if notice is None else read_notice(notice))
+        elif "notices" in packet.fields:
+            self.board.set_notices(Notice(*fields) for fields in packet.fields["notices"])
         elif "drain" in packet.fields:
             succeeded = packet.fields.get("succeeded") is True
             self._begin_drain(_Dismissal(float(packet.fields["drain"]), succeeded=succeeded))

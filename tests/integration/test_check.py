@@ -84,6 +84,15 @@ def test_an_unsafe_root_key_and_a_missing_store_are_found(sidecar: Sidecar) -> N
     assert findings(sidecar, 69)["store"][0] == "failed"
 
 
+def test_a_configuration_that_the_account_cant_read_is_noted(sidecar: Sidecar) -> None:
+    """Root can start the sidecar with it; the unit, as the account, could not."""
+    assert "configuration file" not in findings(sidecar, 0)
+    sidecar.config_path.chmod(0o600)
+    grade, text = findings(sidecar, 0)["configuration file"]
+    assert grade == "note"
+    assert f"uid {SIDECAR_UID}) can't read {sidecar.config_path}" in text
+
+
 def test_a_socket_that_others_could_replace_is_found(sidecar: Sidecar) -> None:
     """Whoever can write the directory could answer in the sidecar's place."""
     sidecar.socket.parent.chmod(0o777)

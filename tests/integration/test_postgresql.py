@@ -21,7 +21,7 @@ from support.sidecar import (
 from support.waiting import eventually
 
 from keyside.envelope import parse_wrapping_header
-from keyside_sidecar.commands.init import acting_as
+from keyside_sidecar.commands.progress import acting_as
 from keyside_sidecar.supervisor import Account
 
 if TYPE_CHECKING:
@@ -160,6 +160,24 @@ def test_a_second_init_changes_nothing(sidecar: OnServer, database: Database) ->
         aside.rename(path)
     assert database.run("SELECT * FROM store_meta") == before
     assert findings(sidecar, 0)["store"][0] == "ok"
+
+
+def test_an_interrupted_init_is_gone_on_with(sidecar: OnServer, database: Database) -> None:
+    """From the root key, and from the store; where both roles look at what the server has."""
+    kept = sidecar.root_key.read_bytes()
+    for query in (None, "DROP SCHEMA public CASCADE; CREATE SCHEMA public; "):
+        if query is not None:
+            database.run(query + "ALTER SCHEMA public OWNER TO keyside_owner")
+        for path in sidecar.audit_log.parent.iterdir():
+            path.unlink()
+        before = database.run("SELECT * FROM store_meta") if query is None else None
+        done = sidecar.keysided("init")
+        assert done.returncode == 0, done.stderr
+        assert "goes on with the root key" in done.stdout
+        assert sidecar.root_key.read_bytes() == kept
+        if before is not None:
+            assert database.run("SELECT * FROM store_meta") == before
+    assert "made the store" in done.stdout
 
 
 def test_a_role_that_may_not_make_tables_leaves_no_root_key(database: Database) -> None:

@@ -16,7 +16,7 @@ def make_connection(number: int, *, public_only: bool = False) -> Connection:
 def test_a_connection_goes_to_the_server_that_has_fewest() -> None:
     """Also where those that stay were all on one server."""
     servers = InnerServers.__new__(InnerServers)
-    servers.main_paths, servers.public_path = ("m0", "m1", "m2", "m3", "m4", "m5", "m6", "m7"), "p"
+    servers.main_paths, servers.public_path = ["m0", "m1", "m2", "m3", "m4", "m5", "m6", "m7"], "p"
     servers._seated = [0] * 8
     connections = [make_connection(number) for number in range(24)]
     paths = [servers.seat(connection) for connection in connections]

@@ -105,7 +105,7 @@ class Signer:
         current, following = _load(places.key), _load(places.next_key)
         if following is not None and following.belongs_to(checkpoint):
             signer = cls(places, following)
-            _move(places)
+            adopt_next_key(places)
             return signer
         if current is None or not current.belongs_to(checkpoint):
             raise StartupError(
@@ -156,10 +156,10 @@ class Signer:
         if following is None:
             return
         if _holds(self._places.next_key, following):
-            _move(self._places)
+            adopt_next_key(self._places)
         elif not _holds(self._places.key, following):  # somebody has removed or replaced it
             _write_next(self._places, following)
-            _move(self._places)
+            adopt_next_key(self._places)
         fsync_directory(self._places.key.parent)
         self._current, self._following = following, None
 
@@ -190,7 +190,12 @@ def holds_key(places: Places, checkpoint: Checkpoint) -> bool:
     return any(key is not None and key.belongs_to(checkpoint) for key in found)
 
 
-def _move(places: Places) -> None:
+def adopt_next_key(places: Places) -> None:
+    """Put the next key in the current one's place, durably, and overwrite that.
+
+    Raises:
+        OSError: It can't be done now; repeat it.
+    """
     with contextlib.suppress(FileNotFoundError):
         descriptor = os.open(
             places.key, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK

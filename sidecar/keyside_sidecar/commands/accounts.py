@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from keyside_sidecar import hardening
+from keyside_sidecar.commands.reach import require_reach
 from keyside_sidecar.errors import StartupError
 from keyside_sidecar.peer import libc
 from keyside_sidecar.peer.accounts import Account as NamedAccount
@@ -24,7 +25,8 @@ def find_account(config: Config) -> Account | None:
 
     Raises:
         StartupError: Started by root without ``user``, or by another account than ``user``, or
-            the account does not exist, or the name service is away.
+            the account does not exist, or the name service is away, or the account can't read
+            this program.
     """
     user = config.sidecar.user
     if user is None:
@@ -35,13 +37,16 @@ def find_account(config: Config) -> Account | None:
             )
         return None
     try:
-        return _find(user, config.sidecar.group)
+        account = _find(user, config.sidecar.group)
     except NameServiceUnavailable as error:
         raise StartupError(
             f"the account to run as can't be looked up: {error}",
             remedy="restore the directory service, or make the account a local one",
             exit_code=_EX_UNAVAILABLE,
         ) from error
+    if account is not None:
+        require_reach(account)
+    return account
 
 
 def act_as(account: Account | None) -> None:

@@ -69,6 +69,15 @@ def _check_config(config: Config) -> Iterator[Finding]:
     )
     for warning in config.warnings:
         yield Finding("configuration", Grade.WARNING, warning)
+    if not os.access(config.path, os.R_OK):
+        yield Finding(
+            "configuration file",
+            Grade.NOTE,
+            f"the sidecar's account (uid {os.geteuid()}) can't read {config.path}, so only root "
+            "can start and reload the sidecar",
+            f"let it, where the service manager starts the sidecar as that account: chmod o+r "
+            f"{config.path}, and the directories above it o+x",
+        )
 
 
 def _check_names(config: Config) -> Iterator[Finding]:

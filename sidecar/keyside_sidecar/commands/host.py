@@ -33,6 +33,13 @@ _INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
 _INITIAL_USER_NAMESPACE: Final = "user:[4026531837]"
 _INIT_PID: Final = 1
 _NSSWITCH: Final = Path("/etc/nsswitch.conf")
+_PTRACE_SCOPE: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
+# Who may trace a process of the same account, by Yama's setting.
+_TRACERS: Final = {
+    "1": "a process can take connections of its own descendants only",
+    "2": "only CAP_SYS_PTRACE can take a process's connections",
+    "3": "nobody can take a process's connections",
+}
 _NSCD_SOCKETS: Final = (Path("/run/nscd/socket"), Path("/var/run/nscd/socket"))
 
 
@@ -107,6 +114,35 @@ def check_identity(config: Config) -> Iterator[Finding]:
     )
     yield _check_namespace("pid", _INITIAL_PID_NAMESPACE, "callers outside it are refused")
     yield _check_login(config)
+    yield check_tracing()
+
+
+def check_tracing(ptrace_scope: Path = _PTRACE_SCOPE) -> Finding:
+    """Look at whether a process may take the connections of others of its account.
+
+    What ``pidfd_getfd`` asks for is what a debugger needs: ptrace(2), PTRACE_MODE_ATTACH.
+    """
+    subject = "connections"
+    remedy = (
+        "set kernel.yama.ptrace_scope = 1 in /etc/sysctl.d, where the kernel has Yama; or have "
+        "services call keyside.make_undumpable()"
+    )
+    everybody = "so any process of a service's account, a person's too, can take its connections"
+    try:
+        text = ptrace_scope.read_text().strip()
+    except FileNotFoundError:
+        return Finding(subject, Grade.WARNING, f"this kernel has no Yama, {everybody}", remedy)
+    except OSError as error:
+        unknown = f"{ptrace_scope} can't be read ({error.strerror}); where it is 0, any process of "
+        return Finding(
+            subject, Grade.WARNING, f"{unknown}a service's account can take its connections", remedy
+        )
+    known = _TRACERS.get(text)
+    if known is None:
+        return Finding(
+            subject, Grade.WARNING, f"kernel.yama.ptrace_scope is {text[:20]}, {everybody}", remedy
+        )
+    return Finding(subject, Grade.OK, f"kernel.yama.ptrace_scope is {text}: {known}")
 
 
 def _check_namespace(kind: str, initial: str, consequence: str) -> Finding:

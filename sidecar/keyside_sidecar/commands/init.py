@@ -1,41 +1,37 @@
-"""``keysided init``: the root key, an empty store and the audit log, made once."""
+"""``keysided init``: the root key, an empty store and the audit log, made once.
+
+Interrupted at any point, it goes on from there when it is run again (``progress.py``).
+"""
 
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Final
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import click
 
 from keyside_sidecar import hardening
-from keyside_sidecar.audit.creation import (
-    create_log,
-    require_no_log,
-    require_safe_log_directory,
-)
+from keyside_sidecar.audit.creation import create_log
 from keyside_sidecar.commands.accounts import act_as, find_account
+from keyside_sidecar.commands.progress import find_progress
 from keyside_sidecar.commands.stores import choose_store
 from keyside_sidecar.config import load_config
 from keyside_sidecar.custody import create_root_key_file, open_custodian
 from keyside_sidecar.errors import CustodyError, StartupError
 from keyside_sidecar.store import initialise_store
-from keyside_sidecar.store.initialise import NewPostgresqlStore
-from keyside_sidecar.store.location import SqliteFile, locate_store, require_safe_directory
+from keyside_sidecar.store.location import SqliteFile, locate_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from keyside_sidecar.config import Config
     from keyside_sidecar.config.store_url import PostgresqlServer
     from keyside_sidecar.supervisor import Account
 
-_EX_CANTCREAT: Final = 73
-
 
 def run_init(config_path: Path, store_url: str | None = None, *, only_audit: bool = False) -> int:
-    """Make what is missing of nothing: neither root key nor store nor audit log may exist.
+    """Make root key, store and audit log, or go on where an earlier run was interrupted.
 
     Args:
         config_path: The configuration file.
@@ -45,7 +41,8 @@ def run_init(config_path: Path, store_url: str | None = None, *, only_audit: boo
 
     Raises:
         ConfigError: The configuration is wrong.
-        StartupError: Something is there already, or can't be made. Nothing was overwritten.
+        StartupError: All is there, or what is there is no interrupted run (``progress.py``), or
+            something can't be made. Nothing was overwritten.
         StoreUnavailable: The server is away, or does not let the role make tables.
         CustodyError: The root key's directory is not safe.
     """
@@ -57,38 +54,27 @@ def run_init(config_path: Path, store_url: str | None = None, *, only_audit: boo
         act_as(account)
         _make_audit_log(config)
         return 0
-    require_absent(config.root_key.path, "a root key")
-    require_no_log(config.audit.path)
-    owner = account.uid if account else os.geteuid()
-    require_safe_log_directory(config.audit.path.parent, owner)
     location = locate_store(url)
     with ExitStack() as stack:
-        new = None
-        if isinstance(location, SqliteFile):
-            require_absent(location.path, "a store")
-            # The store's directory is the account's, because SQLite writes beside the store.
-            uid = account.uid if account else os.geteuid()
-            require_safe_directory(location.path.parent, frozenset({uid}))
-        else:
-            # Connected to before the root key is made: a server is often not ready for a store.
-            with acting_as(account if store_url is None else None):
-                new = stack.enter_context(NewPostgresqlStore(location))
-        key_id = _make_root_key(config.root_key.path, account)
-        try:
-            if new is not None:
-                new.make(open_custodian(config.root_key))
-            else:
-                initialise_store(
-                    url, open_custodian(config.root_key), uid=os.geteuid(), gid=os.getegid()
-                )
-        except BaseException as error:
-            # Nothing is wrapped under it yet, and leaving it would make the next init refuse. But
-            # where the store may be there after all, a sidecar may have begun to use it.
-            if _is_surely_absent(location, error):
-                _remove_root_key(config)
-            raise
-    click.echo(f"made the root key {key_id} in {config.root_key.path}")
-    click.echo(f"made the store in {location.place}")
+        connect_as = account if store_url is None else None
+        progress = find_progress(config, url, account, connect_as=connect_as, stack=stack)
+        hardening.harden_process()  # changing the effective uid may have undone it
+        _settle_root_key(config.root_key.path, account, progress.root_key)
+        if not progress.has_store:
+            try:
+                if progress.server is not None:
+                    progress.server.make(open_custodian(config.root_key))
+                else:
+                    initialise_store(
+                        url, open_custodian(config.root_key), uid=os.geteuid(), gid=os.getegid()
+                    )
+            except BaseException as error:
+                # Nothing is wrapped under it yet. But one that was there before stays, and so does
+                # this one where the store may be there after all: somebody may use it by now.
+                if progress.root_key is None and _is_surely_absent(location, error):
+                    _remove_root_key(config)
+                raise
+            click.echo(f"made the store in {location.place}")
     if not isinstance(location, SqliteFile):
         click.echo("let the daemon's role use it: deploy/postgresql/grants.sql")
     _make_audit_log(config)
@@ -100,10 +86,12 @@ def run_init(config_path: Path, store_url: str | None = None, *, only_audit: boo
 
 
 def _make_audit_log(config: Config) -> None:
-    public_key = create_log(config.audit)
-    click.echo(f"made the audit log in {config.audit.path}")
-    click.echo(f"its first public key is {public_key.hex()}")
-    click.echo("  keep that apart from this host: keyside audit verify --public-key needs it")
+    def announce(public_key: bytes) -> None:
+        click.echo(f"its first public key is {public_key.hex()}")
+        click.echo("  keep that apart from this host: keyside audit verify --public-key needs it")
+
+    click.echo(f"makes the audit log in {config.audit.path}")
+    create_log(config.audit, announce)
 
 
 def _is_surely_absent(location: SqliteFile | PostgresqlServer, error: BaseException) -> bool:
@@ -113,52 +101,29 @@ def _is_surely_absent(location: SqliteFile | PostgresqlServer, error: BaseExcept
     return isinstance(error, (StartupError, CustodyError)) or "permission denied" in str(error)
 
 
-@contextmanager
-def acting_as(account: Account | None) -> Iterator[None]:
-    """Be the account for a while: the server asks the kernel who connects (``peer``)."""
-    if account is None:
-        yield
-        return
-    uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
-    os.setgroups(account.groups)
-    os.setegid(account.gid)
-    os.seteuid(account.uid)
-    try:
-        yield
-    finally:
-        os.seteuid(uid)
-        os.setegid(gid)
-        os.setgroups(groups)
-
-
-def require_absent(path: Path, what: str) -> None:
-    """Refuse to make what is there already.
-
-    Raises:
-        StartupError: It is.
-    """
-    if os.path.lexists(path):
-        raise StartupError(
-            f"there is {what} at {path} already; nothing was changed",
-            remedy="if this host was set up before, there is nothing to do; a new root key "
-            "could not open an old store",
-            exit_code=_EX_CANTCREAT,
-        )
-
-
-def _make_root_key(path: Path, account: Account | None) -> str:
-    """Make the root key, and become the account.
+def _settle_root_key(path: Path, account: Account | None, found: str | None) -> None:
+    """Make the root key unless there is one, and become the account.
 
     Its directory may be root's; but root never makes files where somebody else can change them.
+
+    Args:
+        path: Where it is.
+        account: Whom to become.
+        found: The id of one that is there.
     """
+    if found is not None:
+        act_as(account)
+        click.echo(f"goes on with the root key {found} in {path}")
+        return
     uid = account.uid if account else os.geteuid()
     gid = account.gid if account else os.getegid()
     if _owner_of(path.parent) == uid:
         act_as(account)
-        return create_root_key_file(path, uid, gid)
-    key_id = create_root_key_file(path, uid, gid)
-    act_as(account)
-    return key_id
+        key_id = create_root_key_file(path, uid, gid)
+    else:
+        key_id = create_root_key_file(path, uid, gid)
+        act_as(account)
+    click.echo(f"made the root key {key_id} in {path}")
 
 
 def _remove_root_key(config: Config) -> None:

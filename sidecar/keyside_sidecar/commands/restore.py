@@ -15,7 +15,7 @@ import click
 from keyside.quantities import count_of
 from keyside_sidecar.commands.accounts import find_account
 from keyside_sidecar.commands.apart import settle_as
-from keyside_sidecar.commands.init import acting_as, require_absent
+from keyside_sidecar.commands.progress import acting_as
 from keyside_sidecar.commands.stores import choose_store
 from keyside_sidecar.config import load_config
 from keyside_sidecar.custody import open_custodian
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.store.examination import Contents
 
 _EX_USAGE: Final = 64
+_EX_CANTCREAT: Final = 73
 _EX_NOINPUT: Final = 66
 _STANDARD_INPUT: Final = "-"
 _STDIN_FILENO: Final = 0
@@ -57,7 +58,7 @@ def run_restore(config_path: Path, source: str, store_url: str | None = None) ->
     account = find_account(config)
     location = locate_store(url)
     if isinstance(location, SqliteFile):
-        require_absent(location.path, "a store")
+        _require_absent(location.path)
     with ExitStack() as stack:
         file = stack.enter_context(_open(source))
         new = None
@@ -79,6 +80,15 @@ def run_restore(config_path: Path, source: str, store_url: str | None = None) ->
             raise _refuse(source, error) from error
     _tell(backup, contents, location)
     return 0
+
+
+def _require_absent(path: Path) -> None:
+    if os.path.lexists(path):
+        raise StartupError(
+            f"there is a store at {path} already; nothing was changed",
+            remedy="move it away, and keep it; or restore to another place with --store",
+            exit_code=_EX_CANTCREAT,
+        )
 
 
 def _open_custodian(config: Config) -> Custodian:

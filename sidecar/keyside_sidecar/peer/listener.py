@@ -5,6 +5,9 @@ for the sidecar's life, keeps two sidecars from taking the same path; a socket f
 answers on is then stale for certain and is removed, and one that somebody answers on belongs to a
 program that does not use the lock and is left alone. ``bind`` makes the file with its final mode
 (through the umask), and nobody can connect before ``listen``.
+
+While it serves, the file may be removed, renamed or replaced: the socket listens on, and nobody can
+reach it. ``bind_again`` makes another one with the same care.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from typing import Final
 from keyside_sidecar.errors import StartupError
 
 _BACKLOG: Final = 1024
-_PROBE_TIMEOUT_S: Final = 2.0
 # Mode 0666: identity decides who is served, and a refusal has a reason.
 _SOCKET_UMASK: Final = 0o111
 
@@ -33,13 +35,21 @@ class Listener:
         listening: The socket.
         path: Its path, as clients connect to it.
         lock_fd: The lock's descriptor; None where the service manager made the socket.
+        owners: As for ``listen``.
     """
 
-    def __init__(self, listening: socket.socket, path: str, lock_fd: int | None) -> None:
+    def __init__(
+        self,
+        listening: socket.socket,
+        path: str,
+        lock_fd: int | None,
+        owners: frozenset[int] = frozenset(),
+    ) -> None:
         self.socket = listening
         self.path = path
         self._lock_fd = lock_fd
-        self._file_id = _file_id(path)
+        self._owners = owners
+        self._file_id = find_file_id(path)
         listening.setblocking(False)
 
     def fileno(self) -> int:
@@ -48,10 +58,54 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening; remove the socket file if it is ours and still the one we made."""
-        if self._lock_fd is not None and _file_id(self.path) == self._file_id:
+        if self._lock_fd is not None and self.is_in_place():
             with contextlib.suppress(FileNotFoundError):
                 Path(self.path).unlink()
         self.socket.close()
+
+    def is_in_place(self) -> bool:
+        """Return whether whoever connects to the path reaches this socket."""
+        return find_file_id(self.path) == self._file_id
+
+    def bind_again(self) -> socket.socket:
+        """Put another socket in the place of one that can't be reached any more.
+
+        Returns:
+            The former one. Connections may wait there: accept them, and close it.
+
+        Raises:
+            StartupError: Something else is in its place, the directory is not safe, another sidecar
+                serves there by now, or the service manager made the socket. It listens on.
+        """
+        if self._lock_fd is None:
+            raise StartupError(
+                "the service manager made the socket, and only it can make it again",
+                remedy="restart both of its units: systemctl restart keyside.socket "
+                "keyside.service",
+            )
+        path = Path(self.path)
+        _prepare_directory(path.parent, self._owners)
+        self.keep_lock()
+        listening = _bind(path)
+        former, self.socket = self.socket, listening
+        self._file_id = find_file_id(self.path)
+        listening.setblocking(False)
+        return former
+
+    def keep_lock(self) -> None:
+        """Take the lock on the path anew where its file is not the one that is locked.
+
+        Raises:
+            StartupError: Another sidecar has it by now.
+        """
+        if self._lock_fd is None:
+            return
+        status = os.fstat(self._lock_fd)
+        path = Path(self.path)
+        if find_file_id(str(_name_lock(path))) != (status.st_dev, status.st_ino):
+            lock_fd = _take_lock(path)
+            os.close(self._lock_fd)
+            self._lock_fd = lock_fd
 
     def close_in_child(self) -> None:
         """Close the descriptors and leave the files, as a forked worker must."""
@@ -78,24 +132,33 @@ def listen(path: Path, *, owners: frozenset[int]) -> Listener:
     _prepare_directory(path.parent, owners)
     lock_fd = _take_lock(path)
     try:
+        listening = _bind(path)
+    except BaseException:
+        os.close(lock_fd)
+        raise
+    return Listener(listening, str(path), lock_fd, owners)
+
+
+def _bind(path: Path) -> socket.socket:
+    try:
         _remove_stale(path)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        previous = os.umask(_SOCKET_UMASK)
         try:
-            listening.bind(str(path))
-        finally:
-            os.umask(previous)
-        listening.listen(_BACKLOG)
+            previous = os.umask(_SOCKET_UMASK)
+            try:
+                listening.bind(str(path))
+            finally:
+                os.umask(previous)
+            listening.listen(_BACKLOG)
+        except BaseException:
+            listening.close()
+            raise
     except OSError as error:
-        os.close(lock_fd)
         raise StartupError(
             f"can't listen on {path}: {error.strerror}",
             remedy="check that the account may write to the socket's directory",
         ) from error
-    except BaseException:
-        os.close(lock_fd)
-        raise
-    return Listener(listening, str(path), lock_fd)
+    return listening
 
 
 def adopt(inherited: socket.socket) -> Listener:
@@ -117,7 +180,12 @@ def _prepare_directory(directory: Path, owners: frozenset[int]) -> None:
     try:
         directory.mkdir(mode=0o755)
     except FileExistsError:
-        pass
+        if not directory.is_dir():
+            raise StartupError(
+                f"{directory}, where the socket is to be, is not a directory",
+                remedy=f"move it away, and make {directory}, mode 0755, owned by root or the "
+                "sidecar's account",
+            ) from None
     except OSError as error:
         raise StartupError(
             f"can't make the socket's directory {directory}: {error.strerror}",
@@ -155,10 +223,15 @@ def require_safe_path(directory: Path, owners: frozenset[int]) -> None:
             )
 
 
+def _name_lock(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
 def _take_lock(path: Path) -> int:
-    lock_path = path.with_name(f".{path.name}.lock")
     try:
-        lock_fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock_fd = os.open(
+            _name_lock(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
     except OSError as error:
         raise StartupError(
             f"can't lock {path}: {error.strerror}",
@@ -186,7 +259,7 @@ def _remove_stale(path: Path) -> None:
             f"{path} exists and is not a socket", remedy="remove it, or configure another socket"
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(_PROBE_TIMEOUT_S)
+        probe.setblocking(False)  # one with a full backlog says EAGAIN, and is alive
         outcome = probe.connect_ex(str(path))
     if outcome == errno.ECONNREFUSED:
         path.unlink()
@@ -198,7 +271,8 @@ def _remove_stale(path: Path) -> None:
     )
 
 
-def _file_id(path: str) -> tuple[int, int] | None:
+def find_file_id(path: str) -> tuple[int, int] | None:
+    """Return what tells the file at a path from any other; None where there is none."""
     try:
         facts = os.lstat(path)
     except OSError:

@@ -11,6 +11,7 @@ it; so a caller who is allowed nothing can't make a main server parse anything.
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
@@ -184,7 +185,8 @@ class InnerServers:
         }
         if config.sidecar.reflection:
             everything[methods.REFLECTION.path] = _reflection_handler(guard)
-        self.main_paths = tuple(str(directory / f"m{number}") for number in range(_MAIN_SERVERS))
+        self.main_paths = [str(directory / f"m{number}") for number in range(_MAIN_SERVERS)]
+        self._held: list[int] = []
         self._seated = [0] * _MAIN_SERVERS
         self.public_path = str(directory / "p")
         # The guard holds every other call to less (max_call_bytes).
@@ -203,6 +205,11 @@ class InnerServers:
         """Begin to listen on the private sockets."""
         for server in (*self._main, self._public):
             await server.start()
+        # Reached through descriptors: whoever removes the directory cuts nobody off.
+        self._held = [
+            os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (*self.main_paths, self.public_path)
+        ]
+        *self.main_paths, self.public_path = [f"/proc/self/fd/{held}" for held in self._held]
 
     def seat(self, connection: Connection) -> str:
         """Return the socket that a connection is relayed to, and count it there until it closes."""
@@ -224,6 +231,8 @@ class InnerServers:
         await asyncio.gather(*(server.stop(grace_s) for server in self._main))
         # Probes that watch are still to be told that nothing is served any more.
         await self._public.stop(min(grace_s, _PUBLIC_GRACE_S))
+        while self._held:
+            os.close(self._held.pop())
 
 
 def max_call_bytes(config: Config) -> int:

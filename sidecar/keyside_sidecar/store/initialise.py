@@ -41,6 +41,10 @@ _BUSY_TIMEOUT_S: Final = 5.0
 _EX_CANTCREAT: Final = 73
 
 
+class PlaceTaken(StartupError):
+    """There is something already where a store is to be made on a server."""
+
+
 def initialise_store(
     url: str, custodian: Custodian, *, uid: int, gid: int, now: datetime | None = None
 ) -> bytes:
@@ -84,7 +88,8 @@ class NewPostgresqlStore:
         server: The database.
 
     Raises:
-        StartupError: A store is there already, or the database is not fit for one.
+        PlaceTaken: A store is there already, or another program's tables.
+        StartupError: The database is not fit for one.
         StoreUnavailable: The server is away, or refuses this role.
     """
 
@@ -147,7 +152,7 @@ class NewPostgresqlStore:
         for table in ("alembic_version", *metadata.tables):
             found = connection.execute(text("SELECT to_regclass(:name)"), {"name": table}).scalar()
             if found is not None:
-                raise StartupError(
+                raise PlaceTaken(
                     f"there is a table {table} in {self._place} already; nothing was changed",
                     remedy="use an empty database: a store holds keys that nothing can bring back, "
                     "and another program's tables must not be mixed with it",

@@ -141,8 +141,8 @@ checkpoint_syslog = false
         )
         self.config_path.chmod(0o644)
 
-    def prepare(self) -> None:
-        """Make directories, configuration, root key and store."""
+    def lay_out(self) -> None:
+        """Make directories and configuration."""
         self.directory.chmod(0o755)
         for name, mode in (("run", 0o755), ("state", 0o700), ("audit", 0o700)):
             directory = self.directory / name
@@ -151,6 +151,10 @@ checkpoint_syslog = false
                 os.chown(directory, SIDECAR_UID, SIDECAR_GID)
             directory.chmod(mode)
         self.write_config()
+
+    def prepare(self) -> None:
+        """Make directories, configuration, root key, store and audit log."""
+        self.lay_out()
         done = self.keysided("init")
         assert done.returncode == 0, done.stderr
         found = re.search(r"public key is ([0-9a-f]{64})", done.stdout)
