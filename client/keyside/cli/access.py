@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from keyside._standard_streams import tell_done
 from keyside.access_facts import AccessOperation, VersionRange
 from keyside.cli.access_facts import request_facts, use_facts
 from keyside.cli.access_text import describe_story
 from keyside.cli.activating import activate
 from keyside.cli.amounts import format_duration
-from keyside.cli.connection import ACCESS_ID, KEY_NAME, Connection, as_json, print_json
+from keyside.cli.connection import ACCESS_ID, KEY_NAME, Connection, as_json, print_done, print_json
 from keyside.cli.deciding import approve, cancel, deny, revoke, tell_what_is_unknown
 from keyside.cli.moments import DURATION
 from keyside.cli.passwords import password_option, read_password, require_password_source
@@ -141,10 +142,11 @@ def request(
                 max_uses=max_uses,
                 timeout_s=connection.given_timeout_s,
             )
+    asked = f"{made.id}: access to {key} was requested"
     if as_json:
-        print_json({"request": request_facts(made)})
+        print_done(asked, {"request": request_facts(made)}, as_json=True)
         return
-    click.echo(made.id)
+    tell_done(made.id, asked)
     groups = ", then ".join(f"{one.approvals_needed} of {escape(one.group)}" for one in made.levels)
     by = f" until {format_time(made.decide_by)}" if made.decide_by else ""
     click.echo(

@@ -11,7 +11,7 @@ from keyside.address import choose_socket
 from keyside.cli import exits
 from keyside.cli.access_facts import request_facts
 from keyside.cli.access_text import describe_asked, describe_state
-from keyside.cli.connection import ACCESS_ID, Connection, as_json, print_json
+from keyside.cli.connection import ACCESS_ID, Connection, as_json, print_done
 from keyside.cli.credential_files import CredentialDestination, describe_credential
 from keyside.cli.deciding import tell_what_is_unknown
 from keyside.cli.exits import CommandError
@@ -67,16 +67,13 @@ def activate(
             )
         with _revoking_what_is_lost(client, access_id):
             destination.save(describe_credential(activated, choose_socket(connection.socket)))
-    if as_json:
-        print_json(
-            {"request": request_facts(activated.request), "credential_file": destination.path}
-        )
-        return
     use = "" if credential_file is None else " --credential-file FILE"
-    click.echo(
+    print_done(
         f"{access_id}: active until {format_time(activated.request.expires_at)} at the latest\n"
         f"the credential is in {destination.path}; keyside decrypt{use} uses it\n"
-        f"end it as soon as you are done: keyside access revoke {access_id}"
+        f"end it as soon as you are done: keyside access revoke {access_id}",
+        {"request": request_facts(activated.request), "credential_file": destination.path},
+        as_json=as_json,
     )
 
 

@@ -72,10 +72,11 @@ def completion(shell: str) -> None:
 
     For bash: eval "$(keyside completion bash)"
     """
-    from click.shell_completion import get_completion_class
+    from click.shell_completion import ShellComplete, get_completion_class
 
     kind: Any = get_completion_class(shell)
-    click.echo(kind(keyside, {}, "keyside", "_KEYSIDE_COMPLETE").source())
+    # Bash's own would run bash for its version, which complains where the directory is gone.
+    click.echo(ShellComplete.source(kind(keyside, {}, "keyside", "_KEYSIDE_COMPLETE")))
 
 
 _COMMANDS: Sequence[click.Command] = (

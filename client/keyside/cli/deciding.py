@@ -11,7 +11,7 @@ import click
 from keyside.cli.access_facts import request_facts
 from keyside.cli.access_text import describe_asked, describe_end, describe_levels, describe_state
 from keyside.cli.asking import require_consent
-from keyside.cli.connection import ACCESS_ID, Connection, as_json, print_json
+from keyside.cli.connection import ACCESS_ID, Connection, as_json, print_done
 from keyside.cli.credential_files import remove_credential
 from keyside.cli.passwords import password_option, read_password, require_password_source
 from keyside.errors import AccessRefused, Unavailable
@@ -152,7 +152,4 @@ def _present(found: AccessRequest) -> list[str]:
 
 
 def _tell(done: AccessRequest, what: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"request": request_facts(done)})
-    else:
-        click.echo(f"{done.id}: {what}")
+    print_done(f"{done.id}: {what}", {"request": request_facts(done)}, as_json=as_json)

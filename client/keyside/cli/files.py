@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from keyside._atomic import AtomicFile
 from keyside._bounds import MAX_CALL_BYTES
+from keyside._standard_streams import require_output
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
 
@@ -124,7 +125,9 @@ class Output:
         return self._path is None and sys.stdout.isatty()
 
     def __enter__(self) -> Self:
-        if self._path is not None and self._path != "-":
+        if self._path is None or self._path == "-":
+            require_output()
+        else:
             try:
                 self._file = AtomicFile(self._path, secret=self._secret)
             except OSError as error:

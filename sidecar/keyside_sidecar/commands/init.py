@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from keyside._standard_streams import tell_done
 from keyside_sidecar import hardening
 from keyside_sidecar.audit.creation import (
     create_log,
@@ -87,23 +88,23 @@ def run_init(config_path: Path, store_url: str | None = None, *, only_audit: boo
             if _is_surely_absent(location, error):
                 _remove_root_key(config)
             raise
-    click.echo(f"made the root key {key_id} in {config.root_key.path}")
-    click.echo(f"made the store in {location.place}")
+    tell_done(f"made the root key {key_id} in {config.root_key.path}")
+    tell_done(f"made the store in {location.place}")
     if not isinstance(location, SqliteFile):
-        click.echo("let the daemon's role use it: deploy/postgresql/grants.sql")
+        tell_done("let the daemon's role use it: deploy/postgresql/grants.sql")
     _make_audit_log(config)
-    click.echo("")
-    click.echo("Back up the root key now, and not in the same place as the store:")
-    click.echo("  without the root key, everything that is ever encrypted here is lost;")
-    click.echo("  with both of them, whoever has the backup can decrypt it.")
+    tell_done("")
+    tell_done("Back up the root key now, and not in the same place as the store:", "")
+    tell_done("  without the root key, everything that is ever encrypted here is lost;", "")
+    tell_done("  with both of them, whoever has the backup can decrypt it.", "")
     return 0
 
 
 def _make_audit_log(config: Config) -> None:
     public_key = create_log(config.audit)
-    click.echo(f"made the audit log in {config.audit.path}")
-    click.echo(f"its first public key is {public_key.hex()}")
-    click.echo("  keep that apart from this host: keyside audit verify --public-key needs it")
+    tell_done(f"made the audit log in {config.audit.path}")
+    tell_done(f"its first public key is {public_key.hex()}")
+    tell_done("  keep that apart from this host: keyside audit verify --public-key needs it", "")
 
 
 def _is_surely_absent(location: SqliteFile | PostgresqlServer, error: BaseException) -> bool:
