@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from keyside._standard_streams import wait_while_read
+from keyside._standard_streams import require_output, wait_while_read
 from keyside.cli import exits
 from keyside.cli.audit_filters import filter_options, search
 from keyside.cli.audit_text import head_line, json_line, record_line, record_lines
@@ -57,6 +57,8 @@ def tail(
     connection: Connection, /, count: int, *, follow: bool, as_json: bool, **filters: Any
 ) -> None:
     """Print the newest records, oldest of them first. End --follow with Ctrl-C."""
+    if follow:
+        require_output()
     with connection.open() as client:
         newest = _take(client, connection, filters, count)
         _print(reversed(newest), as_json=as_json)

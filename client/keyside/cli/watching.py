@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from keyside._standard_streams import wait_while_read
+from keyside._standard_streams import require_output, wait_while_read
 from keyside.access_facts import AccessState
 from keyside.cli.access_facts import request_facts
 from keyside.cli.access_text import (
@@ -39,6 +39,7 @@ def watch(connection: Connection, *, as_json: bool) -> None:
 
     Begins with those that are open. For approvers, who see everybody's; others see their own.
     """
+    require_output()
     known: dict[str, AccessRequest] = {}
     away = False
     first = True
