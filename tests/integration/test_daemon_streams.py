@@ -204,7 +204,7 @@ def test_every_command_ends_as_documented(
 
 def test_a_backup_that_is_lost_leaves_no_doubt(hosts: Hosts) -> None:
     """What goes to standard output is the whole of it, so nothing was done."""
-    config = hosts.pattern.config_path
+    config = str(hosts.pattern.config_path)
     command = [PYTHON, "-m", "keyside_sidecar", "--config", config, "backup", "-"]
     ended = start_oddly(Oddity.OUTPUT_CLOSED, command)
     assert (ended.code, ended.errors) == (
@@ -240,7 +240,11 @@ def test_a_daemon_without_standard_descriptors_serves(closed: str) -> None:
             assert sidecar.process is not None
             pids = [sidecar.process.pid, sidecar.recorder(), *sidecar.workers()]
             assert len(pids) > 2
-            names = {os.readlink(f"/proc/{pid}/fd/{number}") for pid in pids for number in range(3)}
+            names = {
+                str(Path(f"/proc/{pid}/fd/{number}").readlink())
+                for pid in pids
+                for number in range(3)
+            }
             assert names <= {"/dev/null", str(sidecar.log)}
             assert "/dev/null" in names
             rolled = sidecar.keyside("keys", "rotate", "mail-credentials", uid=OPERATOR_UID)
@@ -251,7 +255,7 @@ def test_a_daemon_without_standard_descriptors_serves(closed: str) -> None:
         assert sidecar.verify_log().returncode == 0
 
 
-def test_what_a_real_sidecar_did_is_said_and_stands(hosts: Hosts) -> None:
+def test_what_a_real_sidecar_did_is_said_and_stands() -> None:
     """A rollover whose answer has nowhere to go has happened, and the caller knows it."""
     with sidecar_directory() as directory:
         sidecar = Sidecar(directory)
