@@ -185,7 +185,7 @@ def settle_streams(code: int, program: str) -> int:
     )
     unread = failure.errno == errno.EPIPE
     if untold or not unread:
-        why = "it is closed" if failure.errno == errno.EBADF else failure.strerror
+        why = "it is not open for writing" if failure.errno == errno.EBADF else failure.strerror
         done = f"; but this was done: {untold}" if untold else ""
         sys.stderr.write(f"{program}: can't write standard output: {why}{done}\n")
     return code or (BROKEN_PIPE if unread else IO_ERROR)

@@ -209,7 +209,7 @@ def test_a_backup_that_is_lost_leaves_no_doubt(hosts: Hosts) -> None:
     ended = start_oddly(Oddity.OUTPUT_CLOSED, command)
     assert (ended.code, ended.errors) == (
         74,
-        "keysided: can't write standard output: it is closed\n",
+        "keysided: can't write standard output: it is not open for writing\n",
     )
 
 
@@ -228,7 +228,7 @@ def test_a_relative_path_is_an_error_where_the_directory_is_gone(
     assert "No such file or directory" in ended.errors
 
 
-@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-", "<&-"])
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-"])
 def test_a_daemon_without_standard_descriptors_serves(closed: str) -> None:
     """None of its processes has a socket or a store where whoever prints would write."""
     with sidecar_directory() as directory:

@@ -43,7 +43,7 @@ class Oddity(enum.Enum):
 # Where standard output goes, how what can't be written there ends, and why.
 LOST_OUTPUT = {
     Oddity.OUTPUT_FULL: ("/dev/full", 74, "No space left on device"),
-    Oddity.OUTPUT_CLOSED: (None, 74, "it is closed"),
+    Oddity.OUTPUT_CLOSED: (None, 74, "it is not open for writing"),
     Oddity.OUTPUT_UNREAD: (warm_program.UNREAD, 141, "Broken pipe"),
     Oddity.ALL_CLOSED: (None, 74, ""),
 }

@@ -61,7 +61,7 @@ def test_nothing_is_asked_for_that_could_not_be_written(double: Double, command:
     ended = start_oddly(Oddity.OUTPUT_CLOSED, [*KEYSIDE, "--socket", double.socket, *command])
     assert (ended.code, ended.errors) == (
         74,
-        "keyside: can't write standard output: it is closed\n",
+        "keyside: can't write standard output: it is not open for writing\n",
     )
     assert double.calls == []
 
@@ -95,6 +95,48 @@ def test_whatever_is_opened_gets_no_standard_descriptor(tmp_path: Path, oddity: 
         assert shown[0] == "/dev/null"
     if oddity in {Oddity.ERRORS_CLOSED, Oddity.ALL_CLOSED}:
         assert shown[2] == "/dev/null"
+
+
+@pytest.mark.parametrize(
+    ("way", "why"),
+    [
+        ("1</dev/null", "it is not open for writing"),
+        ("1<>/dev/full", "No space left on device"),
+        (">large", "File too large"),
+        ("2>&1 >/dev/full | cat >&2", "No space left on device"),
+    ],
+)
+def test_output_that_fails_in_other_ways(
+    double: Double, tmp_path: Path, way: str, why: str
+) -> None:
+    """Whatever the reason, it is one line; and where that can't be written either, nothing."""
+    rotate = " ".join([*KEYSIDE, "--socket", double.socket, "keys", "rotate", "mail"])
+    limited = "ulimit -f 0; " if way == ">large" else ""
+    for errors in ("", "2>/dev/full"):
+        where = way if "|" in way else f"{way} {errors}"
+        script = f"{limited}{rotate} {where}; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(
+            ["/bin/bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 74
+        told = f"{why}; but this was done: mail: version 251 is current"
+        assert (told in done.stderr) is (errors == "" or "|" in way)
+        assert len(done.stderr.splitlines()) < 2
+
+
+def test_errors_that_nobody_reads_change_nothing(double: Double) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as nobody:
+        for command, code in ((["keys", "list"], 0), (["no-such-command"], 64), (["decrypt"], 74)):
+            done = subprocess.run(
+                [*KEYSIDE, "--socket", double.socket, *command],
+                stdin=subprocess.DEVNULL if code != 74 else nobody,
+                stdout=subprocess.DEVNULL,
+                stderr=nobody,
+                check=False,
+            )
+            assert done.returncode == code
 
 
 def test_a_pipe_that_does_not_block_is_waited_for() -> None:
