@@ -53,7 +53,14 @@ def parse_socket(text: str) -> str:
     if not path or "\0" in path:
         raise _wrong("it is empty or holds a NUL character")
     # Not os.path.abspath: it takes "a/../b" for "b", which a symbolic link makes untrue.
-    path = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118
+    if not path.startswith("/"):
+        try:
+            path = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118
+        except FileNotFoundError:
+            raise _wrong(
+                f"{path} is relative, and the working directory does not exist any more",
+                "give an absolute path",
+            ) from None
     check_length(path)
     return path
 
@@ -74,9 +81,9 @@ def grpc_target(path: str) -> str:
     return "unix:" + quote(os.fsencode(path), safe="/")
 
 
-def _wrong(why: str) -> InvalidArgument:
+def _wrong(why: str, remedy: str = "give a path, unix:PATH or unix:///PATH") -> InvalidArgument:
     return InvalidArgument(
         f"the socket is not spelt right: {why}",
         reason="INVALID_SOCKET",
-        remedy="give a path, unix:PATH or unix:///PATH",
+        remedy=remedy,
     )

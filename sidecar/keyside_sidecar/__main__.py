@@ -1,7 +1,8 @@
 """``keysided``: the daemon and its administrative commands.
 
 Exit codes follow sysexits(3): 0 done, 64 usage, 65 bad data, 66 no input, 69 unavailable,
-70 internal, 73 can't create, 75 try again, 77 not permitted, 78 configuration.
+70 internal, 73 can't create, 74 output can't be written, 75 try again, 77 not permitted,
+78 configuration; 141 where nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Final
 
 import click
 
+from keyside._standard_streams import OutputLost, prepare_streams, settle_streams
 from keyside.cli.completing import add_completion
 from keyside.cli.helping import Group, add_examples
 from keyside_sidecar.commands.examples import EXAMPLES
@@ -189,7 +191,8 @@ add_examples("keysided", cli, EXAMPLES)
 
 def main() -> None:
     """Run ``keysided`` and exit with its code."""
-    sys.exit(_run())
+    prepare_streams()  # first of all: nothing else may be opened as one of the standard descriptors
+    sys.exit(settle_streams(_run(), "keysided"))
 
 
 def _run() -> int:  # noqa: C901, PLR0911  (one row an error)
@@ -197,6 +200,8 @@ def _run() -> int:  # noqa: C901, PLR0911  (one row an error)
         code = cli.main(prog_name="keysided", standalone_mode=False)
     except click.exceptions.Abort:
         return 130
+    except OutputLost:
+        return 0  # until it is settled
     except click.UsageError as error:
         error.show()
         return _EX_USAGE

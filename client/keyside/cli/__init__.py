@@ -6,14 +6,12 @@ quick.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
+from keyside._standard_streams import OutputLost, prepare_streams, settle_streams
 from keyside.cli import exits
 from keyside.cli.text import escape
 from keyside.errors import KeysideError
@@ -25,19 +23,10 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with a code of sysexits(3); see ``keyside.cli.exits``."""
+    prepare_streams()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end_by_signal)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # What others wrote may hold letters that this terminal's encoding does not have.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    code = _run(arguments)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = exits.BROKEN_PIPE
-    if code == exits.BROKEN_PIPE:
-        _drop_standard_output()
-    sys.exit(code)
+    sys.exit(settle_streams(_run(arguments), "keyside"))
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -63,10 +52,14 @@ def _run(arguments: Sequence[str] | None) -> int:
         code = exits.USAGE
     except (KeyboardInterrupt, click.Abort):
         code = exits.INTERRUPTED
+    except OutputLost:
+        code = exits.OK  # until it is settled
     except BrokenPipeError:
         code = exits.BROKEN_PIPE
-    except SystemExit as error:  # a signal's, completion's 0, or click's 1: nobody reads the pipe
-        code = error.code if isinstance(error.code, int) and error.code != 1 else exits.BROKEN_PIPE
+    except SystemExit as error:
+        # A signal's; completion's 0; or click's own 1 for a pipe, named with -o, that nobody reads.
+        code = error.code if isinstance(error.code, int) else exits.INTERNAL
+        code = exits.BROKEN_PIPE if code == 1 else code
     except Exception as error:  # noqa: BLE001  (the text of an unforeseen error may hold data)
         sys.stderr.write("".join(traceback.format_tb(error.__traceback__)))
         _complain(f"internal error ({type(error).__name__})", "report this with the lines above it")
@@ -80,17 +73,8 @@ def _complain(message: str, remedy: str, request_id: str = "") -> None:
         lines.append(f"  request id: {escape(request_id)}")
     if remedy:
         lines.append(f"  what to do: {escape(remedy)}")
-    with contextlib.suppress(OSError):
-        print("\n".join(lines), file=sys.stderr)
+    print("\n".join(lines), file=sys.stderr)
 
 
 def _end_by_signal(number: int, _: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)  # so that a half-written temporary file is removed
-
-
-def _drop_standard_output() -> None:
-    """Send what is still buffered nowhere, or Python complains about the pipe as it exits."""
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)

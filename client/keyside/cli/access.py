@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from keyside._standard_streams import tell_done
 from keyside.access_facts import AccessOperation, VersionRange
 from keyside.cli.access_facts import request_facts, use_facts
 from keyside.cli.access_text import describe_story, describe_turn
 from keyside.cli.activating import activate
 from keyside.cli.amounts import format_duration
-from keyside.cli.connection import ACCESS_ID, KEY_NAME, Connection, as_json, print_json
+from keyside.cli.connection import ACCESS_ID, KEY_NAME, Connection, as_json, print_done, print_json
 from keyside.cli.deciding import approve, cancel, deny, revoke, tell_what_is_unknown
 from keyside.cli.foreseeing import is_unknown_call
 from keyside.cli.helping import Group
@@ -149,10 +150,11 @@ def request(
         password = read_password("Your password:", from_stdin=password_stdin)
         with tell_what_is_unknown("see whether it was made: keyside access list"):
             made = client.request_access(key, password=password, **wish)
+    asked = f"{made.id}: access to {key} was requested"
     if as_json:
-        print_json({"request": request_facts(made)})
+        print_done(asked, {"request": request_facts(made)}, as_json=True)
         return
-    click.echo(made.id)
+    tell_done(made.id, asked)
     groups = ", then ".join(f"{one.approvals_needed} of {escape(one.group)}" for one in made.levels)
     by = f" until {format_time(made.decide_by)}" if made.decide_by else ""
     click.echo(

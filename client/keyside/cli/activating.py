@@ -12,7 +12,7 @@ from keyside.address import choose_socket
 from keyside.cli import exits
 from keyside.cli.access_facts import request_facts
 from keyside.cli.access_text import describe_asked, describe_state
-from keyside.cli.connection import ACCESS_ID, Connection, as_json, print_json
+from keyside.cli.connection import ACCESS_ID, Connection, as_json, print_done
 from keyside.cli.credential_files import (
     CREDENTIAL_VARIABLE,
     CredentialDestination,
@@ -77,18 +77,15 @@ def activate(
             )
         with _revoking_what_is_lost(client, access_id):
             destination.save(describe_credential(activated, choose_socket(connection.socket)))
-    if as_json:
-        print_json(
-            {"request": request_facts(activated.request), "credential_file": destination.path}
-        )
-        return
     use = "keyside decrypt uses it"
     if credential_file is not None:
         use = f"keyside decrypt --credential-file FILE uses it, or {CREDENTIAL_VARIABLE}=FILE"
-    click.echo(
+    print_done(
         f"{access_id}: active until {format_time(activated.request.expires_at)} at the latest\n"
         f"the credential is in {escape(destination.path)}; {use}\n"
-        f"end it as soon as you are done: keyside access revoke {access_id}"
+        f"end it as soon as you are done: keyside access revoke {access_id}",
+        {"request": request_facts(activated.request), "credential_file": destination.path},
+        as_json=as_json,
     )
 
 

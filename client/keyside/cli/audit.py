@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from keyside._standard_streams import require_output, wait_while_read
 from keyside.cli import exits
 from keyside.cli.audit_filters import filter_options, search
 from keyside.cli.audit_text import RecordTable, json_line, record_lines
@@ -59,6 +59,8 @@ def tail(
     connection: Connection, /, count: int, *, follow: bool, as_json: bool, **filters: Any
 ) -> None:
     """Print the newest records, oldest of them first. End --follow with Ctrl-C."""
+    if follow:
+        require_output()
     tell = _Teller(as_json=as_json)
     with connection.open() as client:
         newest = _take(client, connection, filters, count)
@@ -145,7 +147,7 @@ def _follow(
 ) -> None:
     away = False
     while True:
-        time.sleep(_INTERVAL_S)
+        wait_while_read(_INTERVAL_S)
         wanted = {"first_sequence": last + 1, "oldest_first": True, "page_size": _MAX_PAGE}
         try:
             for record in search(client, connection, filters, **wanted):

@@ -20,11 +20,12 @@ def add_completion(program: str, group: click.Group) -> None:
     @group.command(help=_HELP.format(program=program))
     @click.argument("shell", type=click.Choice(SHELLS))
     def completion(shell: str) -> None:
-        from click.shell_completion import get_completion_class
+        from click.shell_completion import ShellComplete, get_completion_class
 
         variable = f"_{program.upper()}_COMPLETE"
         kind: Any = get_completion_class(shell)
-        click.echo(kind(group, {}, program, variable).source())
+        # Bash's own would run bash for its version, which complains where the directory is gone.
+        click.echo(ShellComplete.source(kind(group, {}, program, variable)))
 
 
 _HELP: Final = """Print the completion script for a shell.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from keyside._standard_streams import tell_done
 from keyside.address import choose_socket
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
@@ -133,6 +134,11 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON (docs
 def print_json(value: Mapping[str, object]) -> None:
     """Print ``value`` as one JSON document, in ASCII, so that no character in it can act."""
     click.echo(json.dumps(value, indent=2))
+
+
+def print_done(done: str, facts: Mapping[str, object], *, as_json: bool) -> None:
+    """Print what was done, in words or as JSON; where that can't be, it is said in the end."""
+    tell_done(json.dumps(facts, indent=2) if as_json else done, done)
 
 
 def print_json_line(value: Mapping[str, object]) -> None:

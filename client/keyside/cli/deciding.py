@@ -12,7 +12,7 @@ from keyside.access_facts import AccessAction
 from keyside.cli.access_facts import request_facts
 from keyside.cli.access_text import describe_asked, describe_end, describe_levels, describe_state
 from keyside.cli.asking import require_consent
-from keyside.cli.connection import ACCESS_ID, Connection, as_json, print_json
+from keyside.cli.connection import ACCESS_ID, Connection, as_json, print_done
 from keyside.cli.credential_files import remove_credential
 from keyside.cli.foreseeing import require_possible
 from keyside.cli.passwords import password_option, read_password, require_password_source
@@ -157,7 +157,4 @@ def _present(found: AccessRequest) -> list[str]:
 
 
 def _tell(done: AccessRequest, what: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"request": request_facts(done)})
-    else:
-        click.echo(f"{done.id}: {what}")
+    print_done(f"{done.id}: {what}", {"request": request_facts(done)}, as_json=as_json)

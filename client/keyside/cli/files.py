@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 from keyside._atomic import AtomicFile
 from keyside._bounds import MAX_CALL_BYTES
 from keyside._descriptor_paths import open_input
+from keyside._standard_streams import require_output
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
 from keyside.cli.text import escape
@@ -173,7 +174,9 @@ class Output:
                 )
 
     def __enter__(self) -> Self:
-        if self._path is not None and self._path != "-":
+        if self._path is None or self._path == "-":
+            require_output()
+        else:
             try:
                 self._file = AtomicFile(self._path, secret=self._secret)
             except OSError as error:

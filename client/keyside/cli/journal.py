@@ -42,8 +42,20 @@ class JournalError(CommandError):
 
 
 def digest_arguments(paths: Sequence[str], context: Mapping[str, str], socket: str) -> str:
-    """Return what tells a command from another: its paths, its context and its sidecar."""
-    meant = [sorted(os.path.realpath(path) for path in paths), sorted(context.items()), socket]
+    """Return what tells a command from another: its paths, its context and its sidecar.
+
+    Raises:
+        CommandError: A path is relative to a working directory that is gone.
+    """
+    try:
+        real = sorted(os.path.realpath(path) for path in paths)
+    except FileNotFoundError:
+        raise CommandError(
+            "a path is relative, and the working directory does not exist any more",
+            exits.NO_INPUT,
+            "give absolute paths",
+        ) from None
+    meant = [real, sorted(context.items()), socket]
     return hashlib.sha256(json.dumps(meant).encode()).hexdigest()
 
 

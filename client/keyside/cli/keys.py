@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from keyside.cli.asking import require_consent, require_somebody_to_ask
-from keyside.cli.connection import KEY_NAME, Connection, as_json, print_json
+from keyside.cli.connection import KEY_NAME, Connection, as_json, print_done, print_json
 from keyside.cli.foreseeing import require_rotatable
 from keyside.cli.helping import Group
 from keyside.cli.key_facts import key_facts, process_facts, version_facts
@@ -108,21 +108,19 @@ def rotate(
             compromised=compromised,
             timeout_s=connection.given_timeout_s,
         )
-    if as_json:
-        print_json(
-            {
-                "key": key_facts(done.key),
-                "version": version_facts(done.version),
-                "previous": version_facts(done.previous),
-                "unacknowledged": process_facts(done.unacknowledged),
-            }
-        )
-    else:
-        previous = "disabled" if compromised else "archived and goes on decrypting"
-        click.echo(
-            f"{key}: version {done.version.number} is current; "
-            f"version {done.previous.number} is {previous}"
-        )
+    facts = {
+        "key": key_facts(done.key),
+        "version": version_facts(done.version),
+        "previous": version_facts(done.previous),
+        "unacknowledged": process_facts(done.unacknowledged),
+    }
+    previous = "disabled" if compromised else "archived and goes on decrypting"
+    print_done(
+        f"{key}: version {done.version.number} is current; "
+        f"version {done.previous.number} is {previous}",
+        facts,
+        as_json=as_json,
+    )
     return tell_unacknowledged(done.unacknowledged)
 
 

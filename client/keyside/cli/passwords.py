@@ -13,6 +13,7 @@ from typing import Final
 
 import click
 
+from keyside._standard_streams import is_input_closed
 from keyside.cli import exits
 from keyside.cli.exits import CommandError
 
@@ -47,6 +48,8 @@ def require_password_source(*, from_stdin: bool) -> None:
             "standard input is no terminal, so nobody can be asked for a password; "
             "give --password-stdin and the password as its first line"
         )
+    if from_stdin and is_input_closed():
+        raise click.UsageError("standard input is closed, so there is no password on it")
 
 
 def read_password(prompt: str, *, from_stdin: bool) -> bytes:
@@ -62,13 +65,22 @@ def read_password(prompt: str, *, from_stdin: bool) -> bytes:
         click.Abort: The terminal was closed.
     """
     require_password_source(from_stdin=from_stdin)
-    line = sys.stdin.buffer.readline(_MAX_BYTES + 2) if from_stdin else _read_from_terminal(prompt)
+    line = _read_from_stdin() if from_stdin else _read_from_terminal(prompt)
     password = line.removesuffix(b"\n")
     if not 1 <= len(password) <= _MAX_BYTES or b"\0" in password:
         raise CommandError(
             f"a password is 1 to {_MAX_BYTES:,} bytes, none of them zero", exits.USAGE
         )
     return password
+
+
+def _read_from_stdin() -> bytes:
+    try:
+        return sys.stdin.buffer.readline(_MAX_BYTES + 2)
+    except OSError as error:
+        raise CommandError(
+            f"can't read the password from standard input: {error.strerror}", exits.IO_ERROR
+        ) from None
 
 
 def _read_from_terminal(prompt: str) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from keyside.cli import exits
-from keyside.cli.connection import print_json
+from keyside.cli.connection import print_done
 from keyside.cli.rewriting import Outcome
 from keyside.cli.text import escape
 from keyside.quantities import count_of
@@ -148,29 +148,25 @@ class Display:
         self.clear()
         done, already = tally.outcomes[Outcome.DONE], tally.outcomes[Outcome.ALREADY]
         strangers = tally.outcomes[Outcome.NO_ENVELOPE]
-        if self._as_json:
-            print_json(
+        facts = {
+            "command": self._verbs.command,
+            "dry_run": self._dry_run,
+            "done": done,
+            "already_done": already,
+            "not_envelopes": strangers,
+            "passed_over": tally.passed_over,
+            "failed": tally.failed,
+            "failures": [
                 {
-                    "command": self._verbs.command,
-                    "dry_run": self._dry_run,
-                    "done": done,
-                    "already_done": already,
-                    "not_envelopes": strangers,
-                    "passed_over": tally.passed_over,
-                    "failed": tally.failed,
-                    "failures": [
-                        {
-                            "path": failure.path,
-                            "message": failure.message,
-                            "remedy": failure.remedy or None,
-                            "exit_code": failure.exit_code,
-                        }
-                        for failure in tally.failures
-                    ],
-                    "stopped": stopped or None,
+                    "path": failure.path,
+                    "message": failure.message,
+                    "remedy": failure.remedy or None,
+                    "exit_code": failure.exit_code,
                 }
-            )
-            return
+                for failure in tally.failures
+            ],
+            "stopped": stopped or None,
+        }
         would = "would be " if self._dry_run else ""
         parts = [
             f"{count_of(done, 'file')} {would}{self._verbs.done}",
@@ -183,7 +179,7 @@ class Display:
             f"{tally.failed:,} failed" if tally.failed else "",
             f"stopped before the end: {escape(stopped)}" if stopped else "",
         ]
-        click.echo("; ".join(part for part in parts if part))
+        print_done("; ".join(part for part in parts if part), facts, as_json=self._as_json)
 
 
 def _terminal_width() -> int:

@@ -10,7 +10,7 @@ import click
 from keyside.cli import exits
 from keyside.cli.amounts import format_duration
 from keyside.cli.asking import require_consent, require_somebody_to_ask
-from keyside.cli.connection import KEY_NAME, Connection, as_json, print_json
+from keyside.cli.connection import KEY_NAME, Connection, as_json, print_done
 from keyside.cli.foreseeing import require_destroyable
 from keyside.cli.key_facts import process_facts, version_facts
 from keyside.cli.numbers import WholeNumberType
@@ -156,11 +156,8 @@ def tell_unacknowledged(processes: Sequence[SidecarProcess]) -> int:
 
 def _tell(change: VersionChange, done: str, *, as_json: bool) -> int:
     late = change.unacknowledged
-    if as_json:
-        facts = version_facts(change.version)
-        print_json({"version": facts, "unacknowledged": process_facts(late)})
-    else:
-        click.echo(done)
+    facts = {"version": version_facts(change.version), "unacknowledged": process_facts(late)}
+    print_done(done, facts, as_json=as_json)
     return tell_unacknowledged(late)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from keyside._standard_streams import require_output, wait_while_read
 from keyside.access_facts import AccessState
 from keyside.cli.access_facts import request_facts
 from keyside.cli.access_text import (
@@ -39,6 +39,7 @@ def watch(connection: Connection, *, as_json: bool) -> None:
 
     Begins with those that are open. For approvers, who see everybody's; others see their own.
     """
+    require_output()
     known: dict[str, AccessRequest] = {}
     away = False
     first = True
@@ -59,7 +60,7 @@ def watch(connection: Connection, *, as_json: bool) -> None:
                 for change, text, request in _changes(known, {**now, **gone}, first=first):
                     _tell(change, text, request, as_json=as_json)
                 known, away, first = now, False, False
-            time.sleep(_INTERVAL_S)
+            wait_while_read(_INTERVAL_S)
 
 
 def _look_for(client: Client, ids: set[str]) -> dict[str, AccessRequest]:

@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from keyside._standard_streams import let_parent_tell
 from keyside_sidecar import hardening
 from keyside_sidecar.commands.accounts import act_as
 from keyside_sidecar.errors import RESTORE_STORE, CustodyError, StartupError, StoreTampered
@@ -22,7 +23,8 @@ _EX_DATAERR: Final = 65
 def continue_as(account: Account | None) -> int | None:
     """Go on as the account for good, in a process of its own.
 
-    What it prints and raises comes out as it would here; so it should simply return to the end.
+    What it prints and raises comes out as it would here; so it should simply return to the end. Of
+    what standard output did not take, whoever waited for it tells.
 
     Args:
         account: Whom to act as; None where nothing has to change, and no process is made.
@@ -37,6 +39,7 @@ def continue_as(account: Account | None) -> int | None:
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
+        let_parent_tell()
         settle_as(account)
         return None
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

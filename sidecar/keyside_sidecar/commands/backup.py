@@ -6,15 +6,14 @@ import os
 import shutil
 import sys
 import tempfile
-from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from keyside._standard_streams import require_output, tell_done
 from keyside.quantities import count_of
 from keyside_sidecar.commands.accounts import find_account
 from keyside_sidecar.commands.apart import continue_as, leaving_as_it_was, settle_as
@@ -60,6 +59,7 @@ def run_backup(config_path: Path, destination: str) -> int:
                 remedy="name a file, or send it into one",
                 exit_code=_EX_USAGE,
             )
+        require_output()
         settle_as(account)
         return _print(config)
     with Draft(Path(destination)) as draft:
@@ -70,7 +70,7 @@ def run_backup(config_path: Path, destination: str) -> int:
         if code or (code is None and account is not None):
             return code or 0
         size = draft.publish()
-    click.echo(f"wrote {count_of(size, 'byte')} to {destination}")
+    tell_done(f"wrote {count_of(size, 'byte')} to {destination}")
     return 0
 
 
@@ -79,14 +79,8 @@ def _print(config: Config) -> int:
     with tempfile.TemporaryFile() as file:
         _write(config, file, _STANDARD_OUTPUT)
         file.seek(0)
-        try:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
-        except OSError as error:
-            # Nobody takes what is left in the buffer: Python would complain of that at its end.
-            with suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise _refuse(_STANDARD_OUTPUT, error) from error
+        shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
     return 0
 
 
@@ -102,15 +96,21 @@ def _write(config: Config, file: BinaryIO, name: str) -> None:
         raise _refuse(name, error) from error
     finally:
         store.close()
-    say = partial(click.echo, err=name == _STANDARD_OUTPUT)
-    say(
+    store_facts = (
         f"the store in {locate_store(config.store.url).place} as of {header.made_at}, generation "
         f"{header.generation}: {count_of(contents.versions, 'version')} of "
         f"{count_of(contents.keys, 'key')}, {contents.destroyed:,} of them destroyed"
     )
-    say(f"It can be restored only with the root key {header.root_key_id}. Keep that elsewhere:")
-    say("  whoever has both can decrypt everything.")
-    say("A version that is destroyed from now on can be brought back with this backup.")
+    lines = (
+        store_facts,
+        f"It can be restored only with the root key {header.root_key_id}. Keep that elsewhere:",
+        "  whoever has both can decrypt everything.",
+        "A version that is destroyed from now on can be brought back with this backup.",
+    )
+    if name == _STANDARD_OUTPUT:
+        click.echo("\n".join(lines), err=True)
+    else:
+        tell_done("\n".join(lines), "")
 
 
 def _find_version() -> str:

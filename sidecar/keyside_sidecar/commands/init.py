@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from keyside._standard_streams import tell_done
 from keyside_sidecar import hardening
 from keyside_sidecar.audit.creation import create_log
 from keyside_sidecar.commands.accounts import act_as, find_account
@@ -74,23 +75,25 @@ def run_init(config_path: Path, store_url: str | None = None, *, only_audit: boo
                 if progress.root_key is None and _is_surely_absent(location, error):
                     _remove_root_key(config)
                 raise
-            click.echo(f"made the store in {location.place}")
+            tell_done(f"made the store in {location.place}")
     if not isinstance(location, SqliteFile):
-        click.echo("let the daemon's role use it: deploy/postgresql/grants.sql")
+        tell_done("let the daemon's role use it: deploy/postgresql/grants.sql")
     _make_audit_log(config)
-    click.echo("")
-    click.echo("Back up the root key now, and not in the same place as the store:")
-    click.echo("  without the root key, everything that is ever encrypted here is lost;")
-    click.echo("  with both of them, whoever has the backup can decrypt it.")
+    tell_done("")
+    tell_done("Back up the root key now, and not in the same place as the store:", "")
+    tell_done("  without the root key, everything that is ever encrypted here is lost;", "")
+    tell_done("  with both of them, whoever has the backup can decrypt it.", "")
     return 0
 
 
 def _make_audit_log(config: Config) -> None:
     def announce(public_key: bytes) -> None:
-        click.echo(f"its first public key is {public_key.hex()}")
-        click.echo("  keep that apart from this host: keyside audit verify --public-key needs it")
+        tell_done(f"made the audit log in {config.audit.path}")
+        tell_done(f"its first public key is {public_key.hex()}")
+        tell_done(
+            "  keep that apart from this host: keyside audit verify --public-key needs it", ""
+        )
 
-    click.echo(f"makes the audit log in {config.audit.path}")
     create_log(config.audit, announce)
 
 
@@ -113,7 +116,7 @@ def _settle_root_key(path: Path, account: Account | None, found: str | None) -> 
     """
     if found is not None:
         act_as(account)
-        click.echo(f"goes on with the root key {found} in {path}")
+        tell_done(f"goes on with the root key {found} in {path}")
         return
     uid = account.uid if account else os.geteuid()
     gid = account.gid if account else os.getegid()
@@ -123,7 +126,7 @@ def _settle_root_key(path: Path, account: Account | None, found: str | None) -> 
     else:
         key_id = create_root_key_file(path, uid, gid)
         act_as(account)
-    click.echo(f"made the root key {key_id} in {path}")
+    tell_done(f"made the root key {key_id} in {path}")
 
 
 def _remove_root_key(config: Config) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
+from keyside._standard_streams import tell_done
 from keyside_sidecar.commands.accounts import act_as, find_account
 from keyside_sidecar.commands.stores import choose_store
 from keyside_sidecar.config import load_config
@@ -38,9 +37,9 @@ def run_migrate(config_path: Path, store_url: str | None = None) -> int:
     location = locate_store(url)
     before = migrate_store(url)
     if before is None:
-        click.echo(f"the store in {location.place} has schema {schema.HEAD} already")
+        tell_done(f"the store in {location.place} has schema {schema.HEAD} already")
         return 0
-    click.echo(f"migrated the store in {location.place} from schema {before} to {schema.HEAD}")
+    tell_done(f"migrated the store in {location.place} from schema {before} to {schema.HEAD}")
     if not isinstance(location, SqliteFile):
-        click.echo("let the daemon's role use what is new: deploy/postgresql/grants.sql")
+        tell_done("let the daemon's role use what is new: deploy/postgresql/grants.sql")
     return 0

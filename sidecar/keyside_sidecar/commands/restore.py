@@ -10,8 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import click
-
+from keyside._standard_streams import tell_done
 from keyside.quantities import count_of
 from keyside_sidecar.commands.accounts import find_account
 from keyside_sidecar.commands.apart import settle_as
@@ -25,6 +24,7 @@ from keyside_sidecar.store.initialise import NewPostgresqlStore, make_file
 from keyside_sidecar.store.location import SqliteFile, locate_store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     from keyside_sidecar.config import Config
@@ -136,28 +136,31 @@ def _spool(file: BinaryIO) -> BinaryIO:
 
 def _tell(backup: Backup, contents: Contents, location: SqliteFile | PostgresqlServer) -> None:
     header = backup.header
-    click.echo(
+    tell_done(
         f"restored the store to {location.place}: "
         f"{count_of(contents.versions, 'version')} of {count_of(contents.keys, 'key')}, "
         f"{contents.destroyed:,} of them destroyed"
     )
-    click.echo(
+    tell_done(
         f"as of {header.made_at}: generation {header.generation}, root key {header.root_key_id}"
     )
+    for line in _advise(contents, location):
+        tell_done(line, "")
+
+
+def _advise(contents: Contents, location: SqliteFile | PostgresqlServer) -> Iterator[str]:
     if not isinstance(location, SqliteFile):
-        click.echo("let the daemon's role use it: deploy/postgresql/grants.sql")
-    click.echo("")
-    click.echo("Whatever was made or changed since then is gone:")
-    click.echo("  what was encrypted under a version made since then can't be opened;")
-    click.echo("  a version disabled or destroyed since then can be used again.")
+        yield "let the daemon's role use it: deploy/postgresql/grants.sql"
+    yield ""
+    yield "Whatever was made or changed since then is gone:"
+    yield "  what was encrypted under a version made since then can't be opened;"
+    yield "  a version disabled or destroyed since then can be used again."
     if contents.scheduled:
-        click.echo(
-            "These versions were going to be destroyed, and soon will be, once a sidecar runs:"
-        )
+        yield "These versions were going to be destroyed, and soon will be, once a sidecar runs:"
         for place in contents.scheduled:
-            click.echo(f"  keyside keys cancel-destroy {place}    keeps it")
-    click.echo("Counts of messages are those of the backup: a key may roll over a little late.")
-    click.echo("Restart every sidecar: one that still runs refuses a store that has gone back.")
+            yield f"  keyside keys cancel-destroy {place}    keeps it"
+    yield "Counts of messages are those of the backup: a key may roll over a little late."
+    yield "Restart every sidecar: one that still runs refuses a store that has gone back."
 
 
 def _refuse(source: str, error: OSError) -> StartupError:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from keyside._standard_streams import tell_done
 from keyside.quantities import count_of
 from keyside.timestamps import format_timestamp
 from keyside_sidecar import hardening
@@ -78,16 +79,18 @@ def run_root_rotate(config_path: Path, *, prepare_only: bool = False) -> int:
         key_id, is_new = files.begin()
         following = name_next(path)
         if is_new:
-            click.echo(f"made the root key {key_id} in {following}")
+            tell_done(f"made the root key {key_id} in {following}")
         else:
             made_at = datetime.fromtimestamp(following.stat().st_mtime, UTC)
-            click.echo(
+            tell_done(
                 f"goes on with the root key {key_id} that waits in {following} since "
                 f"{format_timestamp(made_at)}"
             )
         if prepare_only:
-            click.echo("Back it up, and copy it to every other host with this store, at the same")
-            click.echo("place; then run keysided root rotate.")
+            tell_done(
+                "Back it up, and copy it to every other host with this store, at the same", ""
+            )
+            tell_done("place; then run keysided root rotate.", "")
             return 0
         code = continue_as(account)
         if code is None:
@@ -97,12 +100,14 @@ def run_root_rotate(config_path: Path, *, prepare_only: bool = False) -> int:
         if code:
             return code
         kept = files.settle(key_id)
-    click.echo(f"the root key {key_id} is in {path} now, the former one in {kept}")
-    click.echo("")
-    click.echo(f"Back up {path} now, and not in the same place as the store.")
-    click.echo(f"Keep {kept}: backups made before now need the root key {former_id}.")
-    click.echo("On other hosts with this store, run keysided root rotate once, too: it finds the")
-    click.echo("store moved, and only puts the files in place there.")
+    tell_done(f"the root key {key_id} is in {path} now, the former one in {kept}")
+    tell_done("")
+    tell_done(f"Back up {path} now, and not in the same place as the store.", "")
+    tell_done(f"Keep {kept}: backups made before now need the root key {former_id}.", "")
+    tell_done(
+        "On other hosts with this store, run keysided root rotate once, too: it finds the", ""
+    )
+    tell_done("store moved, and only puts the files in place there.", "")
     return 0
 
 
@@ -148,7 +153,7 @@ def _move_store(config: Config, key_id: str) -> int:
             fleet = Fleet(store.session, describe_self().boot, is_running)
             live: Callable[[Member], bool] = lambda member: not member.is_silent  # noqa: E731
             if store.read_meta().root_key_id == key_id:
-                click.echo(f"the store belongs to the root key {key_id} already")
+                tell_done(f"the store belongs to the root key {key_id} already")
             elif not _move(store, successor, fleet, config):
                 return _EX_TEMPFAIL
         generation = store.read_meta().generation
@@ -160,7 +165,7 @@ def _move_store(config: Config, key_id: str) -> int:
     finally:
         store.close()
     if behind:
-        click.echo("These have not followed yet; they go on serving from memory, and will:")
+        tell_done("These have not followed yet; they go on serving from memory, and will:")
         _list(behind)
     return 0
 
@@ -176,7 +181,7 @@ def _move(store: Store, successor: Custodian, fleet: Fleet, config: Config) -> b
         done = rewrap_store(store.session, successor, fleet)
         lacking = list(done.lacking)
         if done.contents is not None:
-            click.echo(
+            tell_done(
                 f"the store belongs to the root key {successor.key_id} now: "
                 f"{count_of(done.contents.versions, 'version')} of "
                 f"{count_of(done.contents.keys, 'key')}"
@@ -192,7 +197,7 @@ def _move(store: Store, successor: Custodian, fleet: Fleet, config: Config) -> b
         )
         return False
     if silent:
-        click.echo("These have not been heard of, and will need the new root key to come back:")
+        tell_done("These have not been heard of, and will need the new root key to come back:")
         _list(silent)
     return True
 
