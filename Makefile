@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help venv install demo test check unit bench bench-quick soak stubs lock format clean
 
-SOURCES := $(shell find client sidecar protos -type f -not -name '*.pyc') pyproject.toml README.md
+SOURCES := $(shell find client sidecar protos deploy docs -type f -not -name '*.pyc') pyproject.toml $(wildcard *.md)
 PATHS := client sidecar tests tools examples
 
 help:

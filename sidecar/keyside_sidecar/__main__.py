@@ -13,6 +13,7 @@ from typing import Final
 
 import click
 
+from keyside_sidecar.commands.files import files
 from keyside_sidecar.errors import (
     ConfigError,
     CustodianUnavailable,
@@ -53,7 +54,8 @@ _EX_CONFIG: Final = 78
 def cli(context: click.Context, config_path: Path) -> None:
     """Keyside's daemon: encryption for this host's services, without giving them keys."""
     missing = [name for name in _SIDECAR_MODULES if importlib.util.find_spec(name) is None]
-    if missing:
+    # Units, protos and pages are of use to whoever installed the client alone, too.
+    if missing and context.invoked_subcommand != "files":
         raise StartupError(
             f"the daemon's dependencies are not installed ({', '.join(missing)})",
             remedy="pip install 'keyside[sidecar]'",
@@ -175,6 +177,9 @@ def serve(config_path: Path, *, accept_rollback: bool) -> int:
     from keyside_sidecar.commands.serve import run_serve
 
     return run_serve(config_path, accept_rollback=accept_rollback)
+
+
+cli.add_command(files)
 
 
 def main() -> None:

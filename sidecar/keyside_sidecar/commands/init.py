@@ -15,6 +15,7 @@ from keyside_sidecar.audit.creation import (
     require_safe_log_directory,
 )
 from keyside_sidecar.commands.accounts import act_as, find_account
+from keyside_sidecar.commands.server import APPLY_GRANTS
 from keyside_sidecar.commands.stores import choose_store
 from keyside_sidecar.config import load_config
 from keyside_sidecar.custody import create_root_key_file, open_custodian
@@ -90,7 +91,7 @@ def run_init(config_path: Path, store_url: str | None = None, *, only_audit: boo
     click.echo(f"made the root key {key_id} in {config.root_key.path}")
     click.echo(f"made the store in {location.place}")
     if not isinstance(location, SqliteFile):
-        click.echo("let the daemon's role use it: deploy/postgresql/grants.sql")
+        click.echo(f"let the daemon's role use it: {APPLY_GRANTS}")
     _make_audit_log(config)
     click.echo("")
     click.echo("Back up the root key now, and not in the same place as the store:")

@@ -15,6 +15,7 @@ import click
 from keyside_sidecar.commands.accounts import find_account
 from keyside_sidecar.commands.apart import settle_as
 from keyside_sidecar.commands.init import acting_as
+from keyside_sidecar.commands.server import APPLY_GRANTS
 from keyside_sidecar.commands.stores import choose_store
 from keyside_sidecar.config import load_config
 from keyside_sidecar.custody import open_custodian
@@ -102,7 +103,7 @@ def _tell(backup: Backup, contents: Contents, location: SqliteFile | PostgresqlS
         f"as of {header.made_at}: generation {header.generation}, root key {header.root_key_id}"
     )
     if not isinstance(location, SqliteFile):
-        click.echo("let the daemon's role use it: deploy/postgresql/grants.sql")
+        click.echo(f"let the daemon's role use it: {APPLY_GRANTS}")
     click.echo("")
     click.echo("Whatever was made or changed since then is gone:")
     click.echo("  what was encrypted under a version made since then can't be opened;")
