@@ -4,10 +4,10 @@
     python tools/generate_stubs.py --check    # exit 1 where a committed stub differs
 
 The tools come from the ``dev`` dependency group: grpcio-tools makes the modules, mypy-protobuf
-their types (those that protoc itself writes do not pass strict mypy). google/rpc is vendored beside
-ours; its modules are those of googleapis-common-protos. Generated code refuses to run under a
-grpcio or protobuf older than its generator, so ``pyproject.toml``'s lower bounds follow the versions
-used here.
+their types (those that protoc itself writes do not pass strict mypy). google/rpc is vendored
+beside ours; its modules are those of googleapis-common-protos. Generated code refuses to run under
+a grpcio or protobuf older than its generator, so ``pyproject.toml``'s lower bounds follow the
+versions used here.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 KEYSIDED = Path(sysconfig.get_path("scripts")) / "keysided"
-PACKAGES = [Path(package.__file__).parent for package in (keyside, keyside_sidecar)]
+PACKAGES = [Path(str(package.__file__)).parent for package in (keyside, keyside_sidecar)]
 # Every tracked file below these is shipped.
 SHIPPED_PLACES = ("README.md", "CHANGELOG.md", "SECURITY.md", "deploy", "docs", "protos")
 UNITS = ("keyside.service", "elevation.conf")
@@ -35,7 +35,7 @@ NAMES_FILE = re.compile(
     r"|[\w-]+\.(?:sql|md|proto|service|socket|conf|schema\.json))"
 )
 # Files of other programs, of the host's or of the user's.
-FOREIGN = {"nsswitch.conf", "sssd.conf", "postgresql.conf"}
+FOREIGN = {"nsswitch.conf", "nscd.conf", "sssd.conf", "postgresql.conf"}
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -80,7 +80,7 @@ def texts_people_see() -> Iterator[tuple[str, str]]:
                 if isinstance(node, ast.JoinedStr):
                     inner.update(map(id, node.values))
                     text = "".join(
-                        part.value if isinstance(part, ast.Constant) else "…"
+                        str(part.value) if isinstance(part, ast.Constant) else "…"
                         for part in node.values
                         if isinstance(part, ast.Constant | ast.FormattedValue)
                     )
