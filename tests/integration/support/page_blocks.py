@@ -56,6 +56,7 @@ path = "/etc/keyside/root.key"
 path = "/var/log/keyside/audit.jsonl"
 """
 
+_MOVE = "tests/integration/test_pages.py::test_a_store_moves_from_sqlite_to_postgresql"
 _KEY = '[keys.mail-credentials]\nallow_groups = ["mail-services"]\n'
 
 BLOCKS: Final[dict[str, dict[str, Use]]] = {
@@ -102,6 +103,87 @@ BLOCKS: Final[dict[str, dict[str, Use]]] = {
             "test_complete_example_in_the_documentation_loads"
         ),
     },
+    "docs/audit.md": {
+        "keyside audit verify --public-key 5c0d…e1 /var/log/keyside": Shell(
+            within="sh -c '\"$@\" || test $? = 1' sh"  # the log is in use
+        ),
+        "journalctl _UID=$(id -u keyside) -t keyside-audit -o cat > kept.json": NotRun(
+            "needs journald; tests/unit/test_audit_verify_cli.py gives verify kept checkpoints"
+        ),
+        "keyside audit tail -n 100000 --json > log.jsonl": Shell("audrey"),
+        "cd /var/log/keyside": Shell(),
+        'hash = SHA-256("keyside/v1/audit-record" || 0x00 || previous || covered)': _FORMULA,
+        '{"v":1,"seq":7,"id":"a-1","time":"2026-11-25T22:45:11.123456Z","event":"key.rotate",'
+        '"hash":"2d48a9d4e11a576d8ada0cd3ffc5e597d9f62a778f9542829cbb25d2543384bc"}': Shown(
+            "tests/unit/test_audit_documentation.py::"
+            "test_documented_example_has_the_hash_that_it_says"
+        ),
+        'signature = Ed25519("keyside/v1/audit-checkpoint" || 0x00 || previous || start)': (
+            NotRun("a definition; tests/unit/test_audit_verification.py verifies such signatures")
+        ),
+    },
+    "docs/backup.md": {
+        "keysided backup /var/backups/keyside-2026-01-31": Shell(),
+        "keysided backup - | ssh vault 'cat > keyside-2026-01-31'": NotRun(
+            "needs another host; tests/integration/test_backup.py backs up to standard output"
+        ),
+        "keysided restore /var/backups/keyside-2026-01-31": Shell(
+            before="mkdir /var/lib/keyside/old; mv /var/lib/keyside/keyside.db* "
+            "/var/lib/keyside/old"
+        ),
+        "keysided root rotate --prepare     # makes root.key.next; back it up": Shell(),
+    },
+    "docs/cli.md": {
+        "keyside [--socket SOCKET] [--timeout SECONDS] [--expected-owner ACCOUNT] COMMAND …": Shown(
+            "tests/unit/test_page_examples.py::test_the_synopsis_has_every_command_and_option"
+        ),
+        "mail-credentials: version 4 is current, since 2026-04-06T09:00:00Z": Shown(
+            "tests/unit/test_page_examples.py::test_the_time_line_is_what_keys_show_draws"
+        ),
+        'alice$ keyside access request mail-credentials --reason "tokens of account 42 are '
+        'refused" --duration 30m \\': Transcript(),
+        '{ "name": "mail-credentials",': Facts("keyside keys list --json", pick="keys.0"),
+        '{ "number": 2,': Facts("keyside keys show mail-credentials --json", pick="versions.-1"),
+        '{"host": "mail-3", "pid": 4711, "seen_at": "2026-07-04T09:10:00Z"}': Shown(
+            "tests/unit/test_cli_versions.py::"
+            "test_who_has_not_acknowledged_is_named_and_the_code_is_75"
+        ),
+        '{ "command": "rewrap",': Facts(
+            "ln -f /srv/mail/1.sealed /srv/mail/2.sealed; keyside rewrap /srv/mail --json", MAIL
+        ),
+        '{ "id": "ar-2f7qk3zt5mxa",': Facts("keyside access list --all --json", pick="requests.-1"),
+        '{ "used_at": "2026-11-25T22:53:30Z",': Facts(
+            "keyside access show --json "
+            "$(keyside access list --all --json | grep -o 'ar-[a-z2-7]*' | tail -n 1)",
+            pick="uses.0",
+        ),
+        '{ "serving": "DEGRADED",': Facts("keyside status --json"),
+        'eval "$(keyside completion bash)"': Shell(shell="bash"),
+        'eval "$(keyside completion zsh)"': NotRun(
+            "zsh isn't on every host; tests/unit/test_cli_commands.py prints its completion"
+        ),
+        "mkdir -p ~/.config/fish/completions": Shell("alice"),
+    },
+    "docs/clients.md": {
+        "import keyside": Shown("tests/integration/test_pages.py::test_clients_in_servers"),
+        "gunicorn --preload --workers 2 --threads 4 --bind unix:app.sock app:app": Shown(
+            "tests/integration/test_pages.py::test_clients_in_servers"
+        ),
+        "import asyncio": Program(
+            after="for envelope, text in ((first, b'one'), (second, b'two')):\n"
+            "    assert keyside.Client().decrypt(envelope) == text"
+        ),
+        "from gevent import monkey": Program(
+            after="assert [client.decrypt(job.get()) for job in jobs] == [b'a token'] * 8"
+        ),
+    },
+    "docs/containers.md": {
+        "[sidecar]": Configuration(),
+        "keyside --expected-owner 65534 status": Shell(
+            MAIL, within="unshare --user --map-current-user"
+        ),
+        "keyside status --json > /dev/null": Shell(MAIL),
+    },
     "docs/design.md": {
         "client process ── unix socket ──►  supervisor: accepts; asks the kernel who is there; "
         "limits": _DIAGRAM,
@@ -120,6 +202,22 @@ BLOCKS: Final[dict[str, dict[str, Use]]] = {
         "audrey$ keyside audit explain ar-55nwyosswknj": Transcript(),
         "audrey$ keyside audit tail -n 100000 --json > log.jsonl": Transcript(),
     },
+    "docs/keys.md": {
+        "[keys.mail-credentials]": Configuration(
+            around=_BASE + '{block}allow_groups = ["mail-services"]\n'
+        ),
+    },
+    "docs/operations.md": {
+        "CREATE ROLE keyside_owner LOGIN;": Shown(_MOVE),
+        "# type   database  user                    address       method": Shown(_MOVE),
+        "keysided init --store-url "
+        "'postgresql+psycopg://keyside_owner@/keyside?host=/run/postgresql'": Shell(),
+        "keysided backup /var/backups/keyside-move": Shell(),
+        "keysided restore --store-url "
+        "'postgresql+psycopg://keyside_owner@/keyside?host=/run/postgresql' "
+        "/var/backups/keyside-move": Shell(),
+    },
+    "docs/performance.md": {},
     "docs/envelope.md": {
         "envelope = wrapping header || payload": _FORMULA,
         "KDF(key, label, context) = HMAC-SHA512(key, [1]_32 || label || 0x00 || context || "
@@ -129,6 +227,6 @@ BLOCKS: Final[dict[str, dict[str, Use]]] = {
         'whole:      Q = KDF(D, "keyside/v1/payload/whole",': _FORMULA,
         "body = AEAD(payload key, nonce = 0^4 || payload header[26:34], plaintext, AAD)": _FORMULA,
         "sealed segment i = AEAD(payload key, nonce = 0^3 || [i]_64 || last,": _FORMULA,
-        "given": Shown("tests/unit/test_second_reader.py::EXAMPLE"),
+        "given": Shown("tests/unit/test_second_reader.py::test_example_in_the_page_is_the_vector"),
     },
 }

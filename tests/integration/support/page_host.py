@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -63,6 +64,8 @@ class PageHost:
             only: The beginning of the first line of the one block that is meant.
             skip: Such beginnings, of blocks for which another time comes.
         """
+        if not only:
+            self.player.begin_page()
         for block in find_blocks(page):
             use = BLOCKS[page][block.opening]
             if block.opening.startswith(only) and not block.opening.startswith(skip or ("\0",)):
@@ -151,7 +154,8 @@ class PageHost:
         text = block.text
         for shown, real in {**self.player.replace, **use.replace}.items():
             text = text.replace(shown, real)
-        ran = self.host.run(text, account=use.account, cwd=use.cwd)
+        command = f"{use.within} {use.shell} -ec {shlex.quote(text)}"
+        ran = self.host.run(command, account=use.account, cwd=use.cwd)
         assert ran.code == 0, f"{block}\n{ran.output}"
         found = re.search(r"public key is ([0-9a-f]{64})", ran.output)
         if found:

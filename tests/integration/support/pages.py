@@ -36,8 +36,9 @@ class Block:
 
     @property
     def opening(self) -> str:
-        """The first line, which names the block."""
-        return self.text.partition("\n")[0].strip()
+        """The first line, which names the block; with the second one where it is a brace only."""
+        first, second, *_ = [*self.text.split("\n"), ""]
+        return f"{first} {second.strip()}" if first == "{" else first.strip()
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}: {self.opening}"
@@ -51,12 +52,16 @@ class Shell:
         account: Who types it.
         cwd: Where; by default at home.
         before: What else must be there, made by root first.
+        within: A command that the shell is started by.
+        shell: Which one.
         replace: What stands for something that only the reader knows.
     """
 
     account: str = "root"
     cwd: str = ""
     before: str = ""
+    within: str = ""
+    shell: str = "sh"
     replace: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -34,6 +34,15 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TIMEOUT_S = 120.0
 COLUMNS = 100
 _WHEELHOUSE = ROOT / "build" / "wheelhouse"
+# What docs/clients.md is about, and what that needs.
+_SERVERS = (
+    "gevent==26.9.0",
+    "greenlet==3.5.6",
+    "gunicorn==27.0.1",
+    f"packaging=={importlib.metadata.version('packaging')}",
+    "zope.event==6.2",
+    "zope.interface==8.7",
+)
 # /usr/local/bin keeps what is there, since an interpreter may be; the rest begins empty.
 _SET_UP = r"""
 set -eu
@@ -187,8 +196,12 @@ def _talk(terminal: int, answers: Mapping[str, str]) -> str:
 
 
 def find_wheels() -> list[Path]:
-    """Return Keyside's wheel and those of all it needs to serve, as the tests have them here."""
-    wanted = sorted(f"{name}=={importlib.metadata.version(name)}" for name in _closure())
+    """Return Keyside's wheel and those of all that pages tell to install.
+
+    What Keyside needs has the versions that the tests have here.
+    """
+    needed = (f"{name}=={importlib.metadata.version(name)}" for name in _closure())
+    wanted = sorted([*needed, *_SERVERS])
     _WHEELHOUSE.mkdir(parents=True, exist_ok=True)
     stamp = _WHEELHOUSE / "complete"
     text = "\n".join(wanted)

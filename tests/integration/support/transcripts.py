@@ -32,6 +32,8 @@ _FORMS: Final = (
     (re.compile(r"\[\d+\]"), "[RECORD]"),
     (re.compile(r"\d[\d,]* records"), "N records"),
     (re.compile(r"record \d[\d,]*"), "record N"),
+    (re.compile(r"records: \d+ to \d+"), "records: N to N"),
+    (re.compile(r"checkpoint \d+ of log [0-9a-f]{16}"), "checkpoint N of LOG"),
     (re.compile(r" +$", re.MULTILINE), ""),
 )
 # What a page says instead of a host's name, and of a run's times.
@@ -92,6 +94,10 @@ class Player:
     _newest: str = ""
     _first_time: datetime.datetime | None = None
 
+    def begin_page(self) -> None:
+        """Count times from now on."""
+        self._first_time = datetime.datetime.now(datetime.UTC)
+
     def play(self, block: Block) -> tuple[str, list[str]]:
         """Run a block's commands; return what the page should say, and how it differs.
 
@@ -102,7 +108,7 @@ class Player:
         lines: list[str] = []
         differences: list[str] = []
         if self._first_time is None:
-            self._first_time = datetime.datetime.now(datetime.UTC)
+            self.begin_page()
         for step in read_steps(block):
             ran = self.host.type(
                 self._real(step.command),
