@@ -65,7 +65,9 @@ NETWORK = {
 @pytest.fixture(scope="module")
 def place() -> Iterator[PageHost]:
     """A host on which nothing is installed."""
-    with private_host(NO_COLOR="1", **NETWORK) as host:
+    with private_host(
+        NO_COLOR="1", npm_config_audit="false", npm_config_fund="false", **NETWORK
+    ) as host:
         made = PageHost(host, Player(host, {name: f"{name}-S3cret" for name in PEOPLE}))
         yield made
     made.close()
@@ -191,8 +193,19 @@ def test_a_store_moves_from_sqlite_to_postgresql(place: PageHost) -> None:
         place.stop()
 
 
+def test_a_unit_never_starts_a_program_that_it_could_not_reach(place: PageHost) -> None:
+    """An installation below /root, which the unit's ProtectHome= hides: refused, with a remedy."""
+    place.host.must("cp -a /opt/keyside /root/keyside")
+    again = "python -m keyside_sidecar files install --force keyside.service"
+    before = place.host.must("cat /etc/systemd/system/keyside.service")
+    ran = place.host.run(f"/root/keyside/bin/{again}")
+    assert (ran.code, "/opt/keyside" in ran.output) == (78, True), ran.output
+    assert place.host.must("cat /etc/systemd/system/keyside.service") == before
+    assert "is there already" in place.host.must(f"/opt/keyside/bin/{again}")
+
+
 def settle_people(place: PageHost) -> None:
-    """Make the people of docs/elevation.md, each with a password and a directory for the session."""
+    """Make the people of docs/elevation.md, each with a password and a session's directory."""
     host = place.host
     for group in ("datacenter-admins", "datacenter-managers", "legal", "keyside-auditors"):
         host.must(f"groupadd {group}")

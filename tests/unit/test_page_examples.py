@@ -13,7 +13,7 @@ import click
 from support.pages import Block, find_blocks, replace_block
 from tests.unit.test_cli_timeline import DAY, NOW, VERSIONS, plain, usage
 
-from keyside.cli import cli
+from keyside.cli.commands import keyside
 from keyside.cli.timeline import Canvas, draw
 from keyside.facts import Key, RolloverPolicy
 
@@ -42,7 +42,7 @@ def test_the_synopsis_has_every_command_and_option() -> None:
     """Nothing that isn't there is shown, and nothing that is there is left out."""
     text = re.sub(r"\n  +", " ", block("keyside [--socket").text)
     lines = text.splitlines()
-    for path, command in leaves(cli, "keyside"):
+    for path, command in leaves(keyside, "keyside"):
         mine = [line for line in lines if re.match(rf"{path}(?![\w-])", line)]
         assert mine, f"{path} is missing"
         shown = set(re.findall(r"(?<!\S)\[?(--?[a-z][\w-]*)", " ".join(mine)))
@@ -55,11 +55,11 @@ def test_the_synopsis_has_every_command_and_option() -> None:
 
 
 # What [FILTER]… stands for.
-FILTERS = {"key", "account", "uid", "access_id", "event", "outcome", "since", "until"}
+FILTERS = {"key", "account", "uid", "access_id", "event", "outcome", "after", "before"}
 
 
 def test_the_time_line_is_what_keys_show_draws() -> None:
-    """make pages writes it; otherwise it must be there to the letter."""
+    """It must be there to the letter; make pages writes it."""
     counts = {5: usage(0, None, None), 2: usage(8_000, NOW - 181 * DAY, NOW - 126 * DAY)}
     counts[1] = usage(120, NOW - 271 * DAY, NOW - 193 * DAY)
     versions = [

@@ -1,4 +1,4 @@
-"""Every code block of README.md and docs/*.md is in the table that says what shows it to be true."""
+"""Every code block of README.md and docs/*.md is in the table that says what shows it true."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +26,14 @@ from support.pages import (
     find_blocks,
     replace_block,
 )
-from support.transcripts import Player
 
 from keyside_sidecar.config import parse_config
 
 if TYPE_CHECKING:
+    import subprocess
+
     from support.private_host import PrivateHost
+    from support.transcripts import Player
 
 CONFIG = "/etc/keyside/keyside.toml"
 START_TIMEOUT_S = 30.0
@@ -168,7 +169,7 @@ class PageHost:
             self._write(use.path, block.text)
 
     def _run_program(self, block: Block, use: Program) -> None:
-        text = "\n".join([use.before, block.text, use.after, ""])
+        text = f"{use.before}\n{block.text}\n{use.after}\n"
         if block.language == "js":
             self._write("/srv/node/example.js", text)
             ran = self.host.run("node example.js", account=MAIL, cwd="/srv/node")

@@ -62,6 +62,7 @@ for place in /var /run /opt /root /home /srv; do
     mount -t tmpfs -o mode=0755 tmpfs $place
 done
 mkdir -p /var/lib /var/log /var/backups /var/mail /run/user
+ln -s /run /var/run
 mkdir -m 1777 /var/tmp
 printf '[global]\nno-index = true\nfind-links = %s\nno-compile = true\n' "$1/wheels" >/etc/pip.conf
 printf 'disable-pip-version-check = true\n' >>/etc/pip.conf
@@ -108,9 +109,9 @@ class PrivateHost:
         )
         return Ran(done.returncode, done.stdout)
 
-    def must(self, command: str, **where: str) -> str:
+    def must(self, command: str, *, account: str = "root") -> str:
         """Run a shell's text, which must succeed; return what it printed."""
-        ran = self.run(command, **where)
+        ran = self.run(command, account=account)
         assert ran.code == 0, f"{command}\n{ran.output}"
         return ran.output
 

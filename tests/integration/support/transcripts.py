@@ -6,7 +6,7 @@ just ``…`` stands for any lines.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -38,7 +38,7 @@ _FORMS: Final = (
 )
 # What a page says instead of a host's name, and of a run's times.
 _PAGE_HOST: Final = "on mail1/9fd6328f8d39a003"
-_PAGE_BASE: Final = datetime.datetime(2026, 11, 25, 23, 26, 37, tzinfo=datetime.UTC)
+_PAGE_BASE: Final = dt.datetime(2026, 11, 25, 23, 26, 37, tzinfo=dt.UTC)
 
 
 @dataclass
@@ -92,11 +92,11 @@ class Player:
     replace: dict[str, str] = field(default_factory=dict)
     _ids: dict[str, str] = field(default_factory=dict)
     _newest: str = ""
-    _first_time: datetime.datetime | None = None
+    _first_time: dt.datetime | None = None
 
     def begin_page(self) -> None:
         """Count times from now on."""
-        self._first_time = datetime.datetime.now(datetime.UTC)
+        self._first_time = dt.datetime.now(dt.UTC)
 
     def play(self, block: Block) -> tuple[str, list[str]]:
         """Run a block's commands; return what the page should say, and how it differs.
@@ -164,7 +164,7 @@ class Player:
         return _TIME.sub(self._shift, text).split("\n") if text else []
 
     def _shift(self, match: re.Match[str]) -> str:
-        real = datetime.datetime.fromisoformat(match[0])
+        real = dt.datetime.fromisoformat(match[0])
         assert self._first_time is not None
         moved = _PAGE_BASE + (real - self._first_time)
         zone = "Z" if match[0].endswith("Z") else "+00:00"
