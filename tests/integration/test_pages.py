@@ -93,6 +93,8 @@ def test_elevation_as_each_of_them_sees_it(place: PageHost) -> None:
     settle_people(place)
     place.player.replace["8f261194…7a954f99"] = place.public_key
     (block, *_) = find_blocks("docs/elevation.md")
+    # No checkpoint in the middle of the story, however long it takes here.
+    place.configure(('audit.jsonl"\n', 'audit.jsonl"\ncheckpoint_every = "1h"\n'))
     place.configure(('[operators]\ngroups = ["keyside-operators"]\n', block.text))
     place.stop()
     place.start()

@@ -102,8 +102,8 @@ class Player:
         """Run a block's commands; return what the page should say, and how it differs.
 
         Returns:
-            The block's text with what was really printed, and for each command whose output is
-            not what is shown, both of them.
+            The block's text with what was really printed (but for what leaves lines out and fits),
+            and for each command whose output is not what is shown, both of them.
         """
         lines: list[str] = []
         differences: list[str] = []
@@ -123,10 +123,13 @@ class Player:
             lines.append(step.prompt + step.command)
             shown = "\n".join(step.shown).rstrip("\n").split("\n") if any(step.shown) else []
             gap = step.shown[len(shown) :]
-            if _fits(_forms(shown), _forms(printed)):
+            fits = _fits(_forms(shown), _forms(printed))
+            if fits and "…" in shown:
                 lines += step.shown
+            else:
+                lines += [*self._as_on_page(printed), *gap]
+            if fits:
                 continue
-            lines += [*self._as_on_page(printed), *gap]
             differences.append(
                 "\n".join([f"{block}: {step.command}", "shown:", *step.shown, "printed:", *printed])
             )
