@@ -1,10 +1,10 @@
 # make demo   shows the main job on this machine       make test   checks and tests everything
 # make bench  measures it beside its peers             make bench-quick   less of it, in a minute
-# make soak   the long forms of tests and bench
+# make soak   the long forms of tests and bench           make pages       outputs in README and docs
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo test check unit bench bench-quick soak stubs lock format clean
+.PHONY: help venv install demo test check unit bench bench-quick soak pages stubs lock format clean
 
-SOURCES := $(shell find client sidecar protos -type f -not -name '*.pyc') pyproject.toml README.md
+SOURCES := $(shell find client sidecar protos deploy docs -type f -not -name '*.pyc') pyproject.toml $(wildcard *.md)
 PATHS := client sidecar tests tools examples
 
 help:
@@ -31,7 +31,7 @@ check: install
 	@.venv/bin/python tools/generate_stubs.py --check
 
 unit: install
-	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux setpriv=util-linux useradd=passwd chpasswd=passwd initdb=postgresql
+	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux setpriv=util-linux useradd=passwd chpasswd=passwd initdb=postgresql protoc=protobuf-compiler
 	@mkdir -p build; python=$$(readlink -f .venv)/bin/python; log=build/integration.log; \
 	echo "tests/integration runs meanwhile, and writes to $$log"; \
 	$$python -m pytest tests/integration >$$log 2>&1 & integration=$$!; \
@@ -58,6 +58,10 @@ bench: install .venv/.peers
 bench-quick: install .venv/.peers
 	@tools/system_packages.sh $(BENCH_PACKAGES)
 	@$$(readlink -f .venv)/bin/python tests/bench/run.py --quick
+
+# Runs what README and docs show, and writes what it prints into them.
+pages: install
+	@KEYSIDE_UPDATE_PAGES=1 .venv/bin/python -m pytest tests/integration/test_pages.py tests/unit/test_page_examples.py
 
 stubs: install
 	@.venv/bin/python tools/generate_stubs.py

@@ -4,17 +4,16 @@
     python tools/generate_stubs.py --check    # exit 1 where a committed stub differs
 
 The tools come from the ``dev`` dependency group: grpcio-tools makes the modules, mypy-protobuf
-their types (those that protoc itself writes do not pass strict mypy). google/rpc/status.proto
-lies beside its module, in googleapis-common-protos. Generated code refuses to run under a grpcio
-or protobuf older than its generator, so ``pyproject.toml``'s lower bounds follow the versions used
-here.
+their types (those that protoc itself writes do not pass strict mypy). google/rpc is vendored
+beside ours; its modules are those of googleapis-common-protos. Generated code refuses to run under
+a grpcio or protobuf older than its generator, so ``pyproject.toml``'s lower bounds follow the
+versions used here.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -34,22 +33,15 @@ def generate(target: Path) -> None:
         target: An existing directory; the root of the import path.
 
     Raises:
-        SystemExit: protoc failed (its own words are on standard error), or a proto that ours
-            import is missing.
+        SystemExit: protoc failed; its own words are on standard error.
     """
     sources = sorted(str(path.relative_to(PROTOS)) for path in (PROTOS / PACKAGE).glob("*.proto"))
     scripts = Path(sys.executable).parent
-    status = importlib.util.find_spec("google.rpc.status_pb2")
-    if status is None or status.origin is None:
-        raise SystemExit(
-            "googleapis-common-protos is not installed: it has google/rpc/status.proto"
-        )
     command = [
         sys.executable,
         "-m",
         "grpc_tools.protoc",
         f"--proto_path={PROTOS}",
-        f"--proto_path={Path(status.origin).parents[2]}",
         f"--python_out={target}",
         f"--plugin=protoc-gen-mypy={scripts}/protoc-gen-mypy",
         f"--mypy_out=quiet:{target}",

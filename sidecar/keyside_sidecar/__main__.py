@@ -18,6 +18,7 @@ from keyside._standard_streams import OutputLost, prepare_streams, settle_stream
 from keyside.cli.completing import add_completion
 from keyside.cli.helping import Group, add_examples
 from keyside_sidecar.commands.examples import EXAMPLES
+from keyside_sidecar.commands.files import files
 from keyside_sidecar.errors import (
     ConfigError,
     CustodianUnavailable,
@@ -61,7 +62,8 @@ def cli(context: click.Context, config_path: Path) -> None:
     if context.invoked_subcommand == "completion":
         return  # needs nothing of the daemon's
     missing = [name for name in _SIDECAR_MODULES if importlib.util.find_spec(name) is None]
-    if missing:
+    # Units, protos and pages are of use to whoever installed the client alone, too.
+    if missing and context.invoked_subcommand != "files":
         raise StartupError(
             f"the daemon's dependencies are not installed ({', '.join(missing)})",
             remedy="pip install 'keyside[sidecar]'",
@@ -185,6 +187,7 @@ def serve(config_path: Path, *, accept_rollback: bool) -> int:
     return run_serve(config_path, accept_rollback=accept_rollback)
 
 
+cli.add_command(files)
 add_completion("keysided", cli)
 add_examples("keysided", cli, EXAMPLES)
 

@@ -11,7 +11,6 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import google.rpc.status_pb2
 import pytest
 from support.sidecar import (
     IS_ROOT,
@@ -28,7 +27,6 @@ pytestmark = pytest.mark.root
 
 HERE = Path(__file__).parent / "node"
 PROTOS = Path(__file__).parents[2] / "protos"
-GOOGLE_RPC = Path(google.rpc.status_pb2.__file__).parent
 KEY = "mail-credentials"
 PLAINTEXT = "höchst geheim".encode()
 CONTEXT = {"tenant": "Zoë", "record": "4711"}
@@ -48,9 +46,6 @@ def program() -> Iterator[Path]:
             timeout=240,
         )
         shutil.copytree(PROTOS, directory / "protos")
-        (directory / "protos" / "google" / "rpc").mkdir(parents=True)
-        for name in ("status.proto", "error_details.proto"):
-            shutil.copy(GOOGLE_RPC / name, directory / "protos" / "google" / "rpc")
         subprocess.run(["chmod", "-R", "a+rX", directory], check=True)
         yield directory
 

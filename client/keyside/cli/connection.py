@@ -128,7 +128,9 @@ class AccessIdType(click.ParamType[str]):
 KEY_NAME = KeyNameType()
 ACCESS_ID = AccessIdType()
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/cli.md).")
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON (keysided files show docs/cli.md)."
+)
 
 
 def print_json(value: Mapping[str, object]) -> None:

@@ -63,6 +63,12 @@ def check_limits(config: Config, account: Account | None) -> Iterator[Finding]:
     yield Finding("account", Grade.OK, f"workers run as {who}")
 
 
+def _install_pam_service(service: str) -> str:
+    if service == "keyside":
+        return "keysided files install pam/keyside"
+    return f"keysided files show pam/keyside > /etc/pam.d/{service}"
+
+
 def check_elevation(config: Config, account: Account | None) -> Iterator[Finding]:
     """Look at what people's passwords are checked with; call before becoming the account."""
     if config.elevation is None:
@@ -78,7 +84,7 @@ def check_elevation(config: Config, account: Account | None) -> Iterator[Finding
             "elevation",
             Grade.WARNING,
             f"PAM has no service {service}, so nobody can request or approve access",
-            f"install deploy/pam/keyside as /etc/pam.d/{service}",
+            _install_pam_service(service),
         )
     elif not can_read_shadow():
         yield Finding(
@@ -86,7 +92,7 @@ def check_elevation(config: Config, account: Account | None) -> Iterator[Finding
             Grade.WARNING,
             "the shadow file can't be read, so only accounts of a directory can be authenticated",
             "start the sidecar as root with user set under [sidecar] "
-            "(deploy/systemd/elevation.conf)",
+            "(keysided files install elevation.conf)",
         )
     elif account is None and os.geteuid() != 0:
         yield Finding(
@@ -94,7 +100,7 @@ def check_elevation(config: Config, account: Account | None) -> Iterator[Finding
             Grade.WARNING,
             "the shadow file can be read, but by the workers too, which don't need it",
             "start the sidecar as root with user set under [sidecar] "
-            "(deploy/systemd/elevation.conf)",
+            "(keysided files install elevation.conf)",
         )
     else:
         yield Finding(

@@ -16,6 +16,7 @@ from keyside_sidecar import hardening
 from keyside_sidecar.audit.creation import create_log
 from keyside_sidecar.commands.accounts import act_as, find_account
 from keyside_sidecar.commands.progress import find_progress
+from keyside_sidecar.commands.server import APPLY_GRANTS
 from keyside_sidecar.commands.stores import choose_store
 from keyside_sidecar.config import load_config
 from keyside_sidecar.custody import create_root_key_file, open_custodian
@@ -77,7 +78,7 @@ def run_init(config_path: Path, store_url: str | None = None, *, only_audit: boo
                 raise
             tell_done(f"made the store in {location.place}")
     if not isinstance(location, SqliteFile):
-        tell_done("let the daemon's role use it: deploy/postgresql/grants.sql")
+        tell_done(f"let the daemon's role use it: {APPLY_GRANTS}")
     _make_audit_log(config)
     tell_done("")
     tell_done("Back up the root key now, and not in the same place as the store:", "")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from keyside._standard_streams import tell_done
 from keyside_sidecar.commands.accounts import act_as, find_account
+from keyside_sidecar.commands.server import APPLY_GRANTS
 from keyside_sidecar.commands.stores import choose_store
 from keyside_sidecar.config import load_config
 from keyside_sidecar.store import migrate_store, schema
@@ -41,5 +42,5 @@ def run_migrate(config_path: Path, store_url: str | None = None) -> int:
         return 0
     tell_done(f"migrated the store in {location.place} from schema {before} to {schema.HEAD}")
     if not isinstance(location, SqliteFile):
-        tell_done("let the daemon's role use what is new: deploy/postgresql/grants.sql")
+        tell_done(f"let the daemon's role use what is new: {APPLY_GRANTS}")
     return 0

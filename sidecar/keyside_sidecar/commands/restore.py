@@ -15,6 +15,7 @@ from keyside.quantities import count_of
 from keyside_sidecar.commands.accounts import find_account
 from keyside_sidecar.commands.apart import settle_as
 from keyside_sidecar.commands.progress import acting_as
+from keyside_sidecar.commands.server import APPLY_GRANTS
 from keyside_sidecar.commands.stores import choose_store
 from keyside_sidecar.config import load_config
 from keyside_sidecar.custody import open_custodian
@@ -150,7 +151,7 @@ def _tell(backup: Backup, contents: Contents, location: SqliteFile | PostgresqlS
 
 def _advise(contents: Contents, location: SqliteFile | PostgresqlServer) -> Iterator[str]:
     if not isinstance(location, SqliteFile):
-        yield "let the daemon's role use it: deploy/postgresql/grants.sql"
+        yield f"let the daemon's role use it: {APPLY_GRANTS}"
     yield ""
     yield "Whatever was made or changed since then is gone:"
     yield "  what was encrypted under a version made since then can't be opened;"

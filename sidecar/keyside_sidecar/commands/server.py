@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
     from keyside_sidecar.config import Config
 
-_GRANTS: Final = "run deploy/postgresql/grants.sql as the schema's owner"
+APPLY_GRANTS: Final = (
+    "run grants.sql as the schema's owner: keysided files show grants.sql | psql --dbname=…"
+)
 
 
 def check_server(config: Config) -> Iterator[Finding]:
@@ -31,7 +33,7 @@ def check_server(config: Config) -> Iterator[Finding]:
             "database role",
             Grade.FAILED,
             f"the role {report.role} lacks {', '.join(report.missing)}",
-            _GRANTS,
+            APPLY_GRANTS,
         )
     if report.excess:
         yield Finding(
@@ -39,7 +41,7 @@ def check_server(config: Config) -> Iterator[Finding]:
             Grade.WARNING,
             f"the role {report.role} can do what the sidecar never does: "
             f"{', '.join(report.excess)}",
-            f"give it a role of its own, which does not own the tables; {_GRANTS}",
+            f"give it a role of its own, which does not own the tables; {APPLY_GRANTS}",
         )
     if not report.missing and not report.excess:
         yield Finding(

@@ -48,7 +48,8 @@ class Fault(enum.Enum):
 
 
 REMEDIES: Final = {
-    Fault.NO_SERVICE: "install deploy/pam/keyside as /etc/pam.d/ and the name in pam_service",
+    Fault.NO_SERVICE: "make it: keysided files install pam/keyside (where pam_service has another "
+    "name than keyside: keysided files show pam/keyside > /etc/pam.d/NAME)",
     Fault.SHADOW_UNREADABLE: "start the sidecar as root with [sidecar] user set, or let its "
     "account into the group shadow where the host has one",
     Fault.NAME_SERVICE_AWAY: "restore the directory service",

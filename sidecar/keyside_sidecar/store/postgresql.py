@@ -79,7 +79,7 @@ _ADVICE: Final = {
     "25006": "it is read-only: a standby, or set so; connect to the primary",
     "40001": "another process wrote the same rows; it may be tried again",
     "40P01": "another process wrote the same rows; it may be tried again",
-    "42501": "grant the role what deploy/postgresql/grants.sql does",
+    "42501": "grant the role what grants.sql does (keysided files show grants.sql)",
     "53100": "the server's disk is full",
     "55000": "a standby can't be written to; connect to the primary",
     "55P03": "another process has been writing for too long",
