@@ -23,8 +23,8 @@ from keyside_sidecar import weaknesses
 from keyside_sidecar.audit.problem import TEXTS
 from keyside_sidecar.commands.findings import Finding, Grade
 from keyside_sidecar.log import event, set_up_logging
-from keyside_sidecar.problems import add_weakness, read_notice
-from keyside_sidecar.serving import Phase, Problem, ServingBoard
+from keyside_sidecar.problems import add_weakness
+from keyside_sidecar.serving import Notice, Phase, Problem, ServingBoard
 from keyside_sidecar.severity import SEVERITIES, Severity
 from keyside_sidecar.weaknesses import Weakness, describe_unlocked_memory
 
@@ -242,7 +242,7 @@ def test_workers_tell_one_time_of_start_and_of_what_the_supervisor_says() -> Non
     boards = [ServingBoard(FrozenClock(), began) for _ in range(2)]
     for board in boards:
         board.add_standing("PEER_PIDFD_FALLBACK", "x", "y")
-        board.set_notice(read_notice(["CONFIG_INVALID", "x", "y", began.timestamp() + 60]))
+        board.set_notices([Notice("CONFIG_INVALID", "x", "y", since_s=began.timestamp() + 60)])
     told = {
         (board.started_at, *((one.reason, one.since) for one in board.problems()))
         for board in boards

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from keyside_sidecar.pam.authenticator import Authenticator
     from keyside_sidecar.peer.identity import Identifier
 
+# Of the processes that ask PAM; the supervisor has room for few.
+_ASKED_AT_ONCE: Final = 4
 # What says that the account is not in order, and not that this can't be known now.
 _FALLEN: Final = frozenset({"locked", "expired", "password_expired", "unknown_account", "denied"})
 _MAX_REMEMBERED: Final = 4096
@@ -75,10 +77,12 @@ class Standing:
         Raises:
             Refused: The name service is away.
         """
-        found = {}
-        for uid in uids:
-            found[uid] = await self._identifier.groups_of(uid, afresh=afresh) or frozenset()
-        return found
+        asked = tuple(uids)
+        # At once: the less time between the first answer and the decision, the better.
+        answers = await asyncio.gather(
+            *(self._identifier.groups_of(uid, afresh=afresh) for uid in asked)
+        )
+        return {uid: gids or frozenset() for uid, gids in zip(asked, answers, strict=True)}
 
     async def find_fallen(self, uids: Iterable[int], *, afresh: bool = False) -> frozenset[int]:
         """Return those whose account is locked, has expired or is gone.
@@ -92,7 +96,14 @@ class Standing:
         """
         asked_s = self._clock.monotonic_s()
         since_s = asked_s if afresh else float("-inf")
-        return frozenset([uid for uid in uids if await self._has_fallen(uid, since_s)])
+        asked, few = tuple(uids), asyncio.Semaphore(_ASKED_AT_ONCE)
+
+        async def ask(uid: int) -> bool:
+            async with few:
+                return await self._has_fallen(uid, since_s)
+
+        fallen = await asyncio.gather(*map(ask, asked))
+        return frozenset(uid for uid, has in zip(asked, fallen, strict=True) if has)
 
     async def _has_fallen(self, uid: int, since_s: float) -> bool:
         """Return whether an account is not in order, by an answer from after ``since_s``."""
