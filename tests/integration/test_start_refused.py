@@ -97,19 +97,23 @@ FAULTS = [
         "root key of another account",
         lambda sidecar: os.chown(sidecar.root_key, OTHER_UID, -1),
         CONFIG,
-        ("Permission denied", "see that the sidecar's account may read the file"),
+        ("Permission denied", f"chown {SIDECAR_UID} ", "restore the root key from its backup"),
     ),
     Fault(
         "root key of another account, readable",
         give_root_key_away,
         CONFIG,
-        (f"belongs to uid {OTHER_UID}", "chown it", "restore the root key from its backup"),
+        (
+            f"belongs to uid {OTHER_UID}",
+            f"chown {SIDECAR_UID} ",
+            "restore the root key from its backup",
+        ),
     ),
     Fault(
         "root key that others can read",
         lambda sidecar: sidecar.root_key.chmod(0o644),
         CONFIG,
-        ("has mode 0644", "chmod 0600", "make a new root key"),
+        ("has mode 0644", "chmod 0600", "replace the root key too"),
     ),
     Fault(
         "truncated root key",
@@ -127,7 +131,7 @@ FAULTS = [
         "missing root key",
         lambda sidecar: sidecar.root_key.unlink(),
         CONFIG,
-        ("does not exist", "keysided init", "restore it from its backup"),
+        ("does not exist", "keysided init", "restore the root key from its backup"),
     ),
     Fault(
         "store that others can read",
@@ -230,7 +234,7 @@ def test_init_makes_both_for_the_account_alone_and_says_to_back_up_the_root_key(
         os.chown(sidecar.store.parent, SIDECAR_UID, SIDECAR_GID)
         refused = sidecar.keysided("init")
         assert refused.returncode == CANT_CREATE
-        assert "move all files of the old one away" in refused.stderr
+        assert "move audit.jsonl and audit.jsonl.key out of" in refused.stderr
         for path in sidecar.audit_log.parent.glob("audit*"):
             path.unlink()
         done = sidecar.keysided("init")

@@ -319,7 +319,7 @@ def describe_os_error(path: Path, error: OSError) -> CustodyError:
         )
     if error.errno == errno.EACCES and not path.is_dir():
         return CustodyError(
-            f"{path} can't be read by this account",
+            f"{path} can't be used: {error.strerror}",
             remedy=f"chown {os.geteuid()} {path}, if you know where it comes from; otherwise "
             f"{_RESTORE}",
         )
