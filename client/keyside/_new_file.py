@@ -205,7 +205,8 @@ def _make_nameless(folder: int, mode: int) -> int:
     try:
         descriptor = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=folder)
     except OSError as error:
-        if error.errno in _NO_NAMELESS:
+        # Of a directory that was removed, file systems say various things.
+        if error.errno in _NO_NAMELESS or not os.fstat(folder).st_nlink:
             return -1
         raise
     try:

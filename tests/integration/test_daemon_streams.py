@@ -220,7 +220,12 @@ def test_a_backup_that_is_lost_leaves_no_doubt(hosts: Hosts) -> None:
 def test_a_relative_path_is_an_error_where_the_directory_is_gone(
     hosts: Hosts, command: str, code: int
 ) -> None:
-    configured = {"KEYSIDE_CONFIG": str(hosts.pattern.config_path)}
+    config = hosts.pattern.config_path
+    if command.startswith("restore"):  # a store that is there would be refused first
+        without = config.with_name("without-store.toml")
+        without.write_text(config.read_text().replace("keyside.db", "no-such.db"))
+        config = without
+    configured = {"KEYSIDE_CONFIG": str(config)}
     called = [PYTHON, "-m", "keyside_sidecar", *command.split()]
     ended = start_oddly(Oddity.DIRECTORY_GONE, called, configured)
     assert ended.code == code, ended

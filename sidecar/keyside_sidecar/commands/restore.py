@@ -86,7 +86,7 @@ def run_restore(config_path: Path, source: str, store_url: str | None = None) ->
 def _require_absent(path: Path) -> None:
     if os.path.lexists(path):
         raise StartupError(
-            f"there is a store at {path} already; nothing was changed",
+            f"there is a store at {path} already, and it is not overwritten",
             remedy="move it away, and keep it; or restore to another place with --store",
             exit_code=_EX_CANTCREAT,
         )
