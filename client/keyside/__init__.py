@@ -170,6 +170,7 @@ _ACCESS_FACTS: Final = frozenset(
         "AccessApproval",
         "AccessLevel",
         "AccessOperation",
+        "AccessProspect",
         "AccessRequest",
         "AccessState",
         "AccessStory",
