@@ -72,8 +72,8 @@ def require_no_log(path: Path) -> None:
         raise StartupError(
             f"there is an audit log at {path} already ({found.name}); nothing was changed",
             remedy="find out what it belongs to: where root key or store are missing, restore "
-            "them from their backups; where keysided check finds nothing wrong, there is nothing "
-            f"to do; otherwise {Places(path).tell_how_to_begin_anew()}",
+            "them from their backups; one in which keysided check finds nothing wrong stays as "
+            f"it is; otherwise {Places(path).tell_how_to_begin_anew()}",
             exit_code=_EX_CANTCREAT,
         )
 
