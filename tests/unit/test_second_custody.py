@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 READER = ROOT / "tests/vectors/second_reader.py"
 VECTORS = ROOT / "tests/vectors"
-FORMATS = ["store_v1", "store_v2", "store_v3"]
+FORMATS = ["store_v1", "store_v2", "store_v3", "store_v4"]
 PAGE = (ROOT / "docs/custody.md").read_text("utf-8")
 CONTEXT = {"mailbox": "zürich=42"}
 reader = load("tests/vectors/second_reader.py")
@@ -57,7 +57,7 @@ def open_custodian(directory: Path) -> FileCustodian:
 
 def make_backup(directory: Path) -> Path:
     """Return a backup of the newest format's store."""
-    store = Store.open(f"sqlite:///{copy_store('store_v3', directory)}", open_custodian(directory))
+    store = Store.open(f"sqlite:///{copy_store('store_v4', directory)}", open_custodian(directory))
     path = directory / "backup"
     with path.open("wb") as file:
         write_backup(store.session, "1.0.0", datetime.now(UTC), file.write)
@@ -129,7 +129,7 @@ def test_envelope_opens_from_root_key_file_and_sqlite_file(form: str) -> None:
 
 def test_envelope_opens_from_root_key_file_and_backup(tmp_path: Path) -> None:
     backup = make_backup(tmp_path)
-    known = json.loads((VECTORS / "store_v3/known.json").read_text("ascii"))["versions"]
+    known = json.loads((VECTORS / "store_v4/known.json").read_text("ascii"))["versions"]
     assert len(reader.read_versions(tmp_path / "root.key", backup)) == len(known)
     opened = run_reader(tmp_path / "root.key", backup, seal_under(known[0]))
     assert opened.decode() == known[0]["material"]
@@ -153,7 +153,7 @@ def alter(path: Path, *statements: str, values: tuple[Any, ...] = ()) -> None:
 
 def list_columns() -> list[tuple[str, str]]:
     """Return each column of each table that has a row in the newest frozen store."""
-    with closing(sqlite3.connect(VECTORS / "store_v3/keyside.db")) as connection:
+    with closing(sqlite3.connect(VECTORS / "store_v4/keyside.db")) as connection:
         filled = {
             table.name
             for table in metadata.sorted_tables
@@ -170,7 +170,7 @@ def list_columns() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("table", "column"), list_columns())
 def test_row_with_any_column_changed_is_refused(tmp_path: Path, table: str, column: str) -> None:
-    path = copy_store("store_v3", tmp_path)
+    path = copy_store("store_v4", tmp_path)
     place = f"SELECT rowid FROM {table} ORDER BY rowid LIMIT 1"
     changed = f"CASE typeof({column}) WHEN 'integer' THEN {column} + 1000 WHEN 'null' THEN 7 "
     changed += f"WHEN 'text' THEN {column} || 'x' ELSE CAST({column} || x'00' AS BLOB) END"
@@ -208,7 +208,7 @@ ALTERED = {
 
 @pytest.mark.parametrize("name", ALTERED)
 def test_store_with_rows_removed_or_moved_is_refused(tmp_path: Path, name: str) -> None:
-    path = copy_store("store_v3", tmp_path)
+    path = copy_store("store_v4", tmp_path)
     if name == "observed time removed":  # (which a store without a floor need not have)
         with closing(sqlite3.connect(path)) as connection:
             floor = connection.execute("SELECT observed_floor FROM store_meta").fetchone()[0]
@@ -222,7 +222,7 @@ def test_store_with_rows_removed_or_moved_is_refused(tmp_path: Path, name: str) 
 
 def test_older_rows_put_back_are_refused(tmp_path: Path) -> None:
     """Each is genuine; together they are not the store."""
-    path = copy_store("store_v3", tmp_path)
+    path = copy_store("store_v4", tmp_path)
     with closing(sqlite3.connect(path)) as connection:
         former = connection.execute("SELECT * FROM key_versions").fetchall()
     store = Store.open(f"sqlite:///{path}", open_custodian(tmp_path))
@@ -239,7 +239,7 @@ def test_older_rows_put_back_are_refused(tmp_path: Path) -> None:
 
 
 def test_row_of_the_register_that_does_not_fit_is_passed_over(tmp_path: Path) -> None:
-    path = copy_store("store_v3", tmp_path)
+    path = copy_store("store_v4", tmp_path)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(
             "INSERT INTO sidecars VALUES (x'00', 'h', 'b', 1, 1, 1, 1, 1, 'k', NULL, x'00')"
