@@ -24,6 +24,7 @@ PLACES: Final = {
     "Failure": 3,
     "Problem": 2,
     "Notice": 2,
+    "Weakness": 2,
     "add_standing": 2,
 }
 

@@ -147,8 +147,8 @@ def _find_program() -> Path:
         program = Path(sys.argv[0]).absolute()
     if program.name != "keysided":
         raise StartupError(
-            f"there is no keysided beside {sys.executable}, which a unit could start",
-            remedy="run the command keysided of the installation that is to serve",
+            f"beside {sys.executable} there is no program keysided, which a unit could start",
+            remedy="run the program of the installation that is to serve",
             exit_code=_EX_CONFIG,
         )
     hidden = [place for place in _HIDDEN_FROM_UNITS if program.resolve().is_relative_to(place)]
