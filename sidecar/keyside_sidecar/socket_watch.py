@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from keyside.timestamps import format_timestamp
 from keyside_sidecar.errors import StartupError
 from keyside_sidecar.log import event
 from keyside_sidecar.peer.listener import find_file_id
@@ -147,7 +148,7 @@ class SocketWatch:
         path = self._listener.path
         event(_log, logging.WARNING, "the socket is in its place", socket=path, how=how)
         self._record({"event": "socket.restored", "outcome": "ok", "details": {"why": how}})
-        at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        at = format_timestamp(datetime.now(UTC))
         summary = f"the socket's file was not in its place, and was {how} at {at}"
         place = Path(path).parent
         remedy = f"find out what removed it; keep cleaners of temporary files out of {place}"

@@ -133,7 +133,7 @@ class Supervisor:
             self._loop,
             listener,
             on_bound=self._reception.move,
-            on_notice=partial(self._tell, "socket"),
+            on_notice=partial(self._show, "socket"),
             record=self._keeper.note,
         )
         self._settings = WorkerSettings(
@@ -394,10 +394,10 @@ class Supervisor:
                 self._crew.kill(member, "the reload failed")
             self._want_workers()
             self._fork_replacements()
-        self._tell("reload", notice)
+        self._show("reload", notice)
         self._reload_if_wanted()
 
-    def _tell(self, source: str, notice: Notice | None) -> None:
+    def _show(self, source: str, notice: Notice | None) -> None:
         """Have workers say something, in place of what they said of this before."""
         if notice is None:
             self._notices.pop(source, None)

@@ -96,6 +96,12 @@ ROWS = {
     "root show": [Row(), Row("--json")],
     "check": [Row(), Row("--json")],
     "serve": [Row(endless=True)],
+    "files list": [Row(), Row("--json")],
+    "files show": [Row("grants.sql")],
+    "files install": [
+        Row("--to {host}/private protos", "installed", "private/protos/keyside/v1/keys.proto")
+    ],
+    "completion": [Row("bash")],
 }
 
 

@@ -107,6 +107,11 @@ def test_the_commands_page(place: PageHost) -> None:
     place.follow("docs/cli.md")
 
 
+def test_the_daemons_page(place: PageHost) -> None:
+    """docs/keysided.md: the members of what --json prints."""
+    place.follow("docs/keysided.md")
+
+
 def test_an_auditor_without_root_and_retired_files(place: PageHost) -> None:
     """docs/audit.md: the socket's lines verify as the files' do; an archive's checkpoint counts."""
     place.player.replace["5c0d…e1"] = place.public_key

@@ -33,6 +33,14 @@ EXAMPLES: Final[Mapping[str, Sequence[str]]] = MappingProxyType(
         "root show": ("root show", "root show --json"),
         "check": ("check", "--config new.toml check --json"),
         "serve": ("serve", "serve --accept-rollback"),
+        "files": ("files list", "files show grants.sql", "files install keyside.service"),
+        "files list": ("files list", "files list --json"),
+        "files show": ("files show grants.sql", "files show docs/operations.md"),
+        "files install": (
+            "files install keyside.service",
+            "files install --to . protos",
+            "files install --force keyside.service",
+        ),
         "completion": ('eval "$({} completion bash)"', "completion fish"),
     }
 )

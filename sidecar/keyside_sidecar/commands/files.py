@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from keyside._atomic import write_all
+from keyside._new_file import NewFile
+from keyside._standard_streams import tell_done
+from keyside._temporary import sweep_folder
+from keyside.cli.helping import Group
+from keyside.quantities import count_of
 from keyside_sidecar.commands.shipped import ShippedFile, find_shipped, list_shipped
 from keyside_sidecar.errors import StartupError
 
@@ -20,9 +26,9 @@ _EX_CANTCREAT: Final = 73
 _EX_NOPERM: Final = 77
 
 
-@click.group()
+@click.group(cls=Group)
 def files() -> None:
-    """Units, PAM file, grants, protos and pages: list them, print one, install them."""
+    """List, print and install units, PAM file, grants, protos and pages."""
 
 
 @files.command("list")
@@ -55,14 +61,15 @@ def files_show(name: str) -> int:
     found = _find(name)
     if len(found) > 1:
         raise click.UsageError(
-            f"{name} is a directory of {len(found)} files: keysided files install --to DIR {name}"
+            f"{name} is a directory of {count_of(len(found), 'file')}: "
+            f"keysided files install --to DIR {name}"
         )
     click.echo(found[0].read(), nl=False)
     return 0
 
 
 @files.command("install")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAMES", nargs=-1, required=True)
 @click.option(
     "--to",
     "directory",
@@ -72,17 +79,18 @@ def files_show(name: str) -> int:
 )
 @click.option("--force", is_flag=True, help="Replace files that are there and differ.")
 def files_install(names: tuple[str, ...], directory: Path | None, *, force: bool) -> int:
-    """Put files where they belong; units start the keysided of this installation.
+    """Put files where they belong.
 
-    NAME may be a directory, such as protos, or the end of a name, such as keyside.service. Nothing
-    is written if any of the files is there already and is another one.
+    Units start the keysided of this installation. Of NAMES, each may be a directory, such as protos, or the
+    end of a name, such as keyside.service. Nothing is written if any of the files is there already
+    and is another one.
     """
     found = list(dict.fromkeys(file for name in names for file in _find(name)))
     targets = [(file.adapt(), _choose_place(file, directory)) for file in found]
     if not force:
         _refuse_others(targets)
     for data, place in targets:
-        click.echo(f"{place}: {_install(data, place)}")
+        tell_done(f"{place}: {_install(data, place)}")
     return 0
 
 
@@ -121,18 +129,17 @@ def _holds(place: Path, data: bytes) -> bool:
 def _install(data: bytes, place: Path) -> str:
     if _holds(place, data):
         return "is there already"
-    draft = place.with_name(f".{place.name}.{os.getpid()}.new")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with draft.open("xb") as file:
-                os.fchmod(file.fileno(), _MODE)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(place)
+            sweep_folder(folder)
+            with NewFile(folder) as file:
+                os.fchmod(file.descriptor, _MODE)
+                write_all(file.descriptor, data)
+                file.replace(place.name)
         finally:
-            draft.unlink(missing_ok=True)
+            os.close(folder)
     except PermissionError as error:
         raise StartupError(
             f"{place} can't be made: {error.strerror}",

@@ -43,6 +43,7 @@ mail = io.BytesIO(b"a mail" * 500_000)
 )
 _FORMULA = NotRun("a definition; tests/vectors/second_reader.py is written from it")
 _DIAGRAM = NotRun("a drawing")
+_GRAMMAR = NotRun("a definition; tests/vectors/second_verifier.py is written from it")
 _BASE = """
 [sidecar]
 socket = "/run/keyside/keyside.sock"
@@ -118,8 +119,36 @@ BLOCKS: Final[dict[str, dict[str, Use]]] = {
             "tests/unit/test_audit_documentation.py::"
             "test_documented_example_has_the_hash_that_it_says"
         ),
+        'log     = checkpoint of kind "start"  run run …': _GRAMMAR,
         'signature = Ed25519("keyside/v1/audit-checkpoint" || 0x00 || previous || start)': (
             NotRun("a definition; tests/unit/test_audit_verification.py verifies such signatures")
+        ),
+    },
+    "docs/custody.md": {
+        "python tests/vectors/second_reader.py root.key keyside.db --context mailbox=42 "
+        "< token.sealed > token": Shown(
+            "tests/integration/test_without_keyside.py::test_envelopes_open_from_root_key_and_store_or_backup"
+        ),
+        "derive(K, label, context) = the first 32 bytes of": _FORMULA,
+        'key     = derive(K, "keyside/v1/root-wrap", salt)': _FORMULA,
+        'HMAC-SHA-256(derive(K, "keyside/v1/store-mac", store id), encoded row)': _FORMULA,
+        "term(row) = HMAC-SHA-256(S, 0x00 || row's mac), as an integer, big-endian": _FORMULA,
+        '{"keyside_backup":1,"program":…,"schema":…,"store_id":…,"generation":…,'
+        '"root_key_id":…,"made_at":…}': Shown(
+            "tests/unit/test_second_custody.py::test_backup_lines_are_as_the_page_says"
+        ),
+        "the file": Shown(
+            "tests/unit/test_second_custody.py::test_example_in_the_page_is_computed_by_keyside"
+        ),
+    },
+    "docs/keysided.md": {
+        "keysided [--config PATH] COMMAND …": Shown(
+            "tests/unit/test_help.py::test_the_page_names_every_command_and_option"
+        ),
+        '{ "findings": [': Facts("keysided check --json", "root"),
+        '{ "files": [': Facts("keysided root show --json", "root"),
+        'eval "$(keysided completion bash)"                                   # in ~/.bashrc': (
+            Shown("tests/unit/test_help.py::test_both_programs_complete_in_every_shell")
         ),
     },
     "docs/backup.md": {
