@@ -81,9 +81,9 @@ def files_show(name: str) -> int:
 def files_install(names: tuple[str, ...], directory: Path | None, *, force: bool) -> int:
     """Put files where they belong.
 
-    Units start the keysided of this installation. Of NAMES, each may be a directory, such as protos, or the
-    end of a name, such as keyside.service. Nothing is written if any of the files is there already
-    and is another one.
+    Units start the keysided of this installation. Each of NAMES may be a directory, such as protos,
+    or the end of a name, such as keyside.service. Nothing is written if any of the files is there
+    already and is another one.
     """
     found = list(dict.fromkeys(file for name in names for file in _find(name)))
     targets = [(file.adapt(), _choose_place(file, directory)) for file in found]
