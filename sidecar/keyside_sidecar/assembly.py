@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keyside.names import KeyName
+from keyside_sidecar.api.rpcs import bind_all
+from keyside_sidecar.api.v1.status import encode_status
 from keyside_sidecar.audit.sender import AuditSender
 from keyside_sidecar.clock import SystemClock
 from keyside_sidecar.custody import open_custodian
@@ -20,23 +22,27 @@ from keyside_sidecar.peer.identity import Identifier
 from keyside_sidecar.peer.membership import Membership
 from keyside_sidecar.peer.relay import Relay, make_buffer
 from keyside_sidecar.peer.tickets import TicketRegistry
-from keyside_sidecar.rpc.access import AccessServicer
-from keyside_sidecar.rpc.arrivals import Arrivals
-from keyside_sidecar.rpc.audit import AuditServicer
-from keyside_sidecar.rpc.batches import BatchServicer
-from keyside_sidecar.rpc.calls import Limits
-from keyside_sidecar.rpc.data_keys import DataKeyServicer
-from keyside_sidecar.rpc.encryption import EncryptionServicer
-from keyside_sidecar.rpc.granted import GrantedCalls
-from keyside_sidecar.rpc.guard import Guard
-from keyside_sidecar.rpc.health import HealthServicer
-from keyside_sidecar.rpc.journal import Journal
-from keyside_sidecar.rpc.keys import KeyServicer
-from keyside_sidecar.rpc.refusals import RefusalLog
-from keyside_sidecar.rpc.server import InnerServers, max_call_bytes
-from keyside_sidecar.rpc.status_service import StatusServicer
-from keyside_sidecar.rpc.turns import Turns
-from keyside_sidecar.rpc.versions import Versions
+from keyside_sidecar.server.grpc_aio import Handlers
+from keyside_sidecar.server.inner_servers import InnerServers, max_call_bytes
+from keyside_sidecar.server.pipeline import Pipeline
+from keyside_sidecar.server.pipeline.authorise import Authoriser
+from keyside_sidecar.server.pipeline.grant import GrantUses
+from keyside_sidecar.server.pipeline.limit import Limits
+from keyside_sidecar.server.pipeline.parse import Parser
+from keyside_sidecar.server.pipeline.receive import Arrivals
+from keyside_sidecar.server.pipeline.record import Recorder
+from keyside_sidecar.server.refusals import RefusalLog
+from keyside_sidecar.server.under_way import UnderWay
+from keyside_sidecar.services import Services
+from keyside_sidecar.services.access import AccessService
+from keyside_sidecar.services.audit import AuditService
+from keyside_sidecar.services.batches import BatchService
+from keyside_sidecar.services.data_keys import DataKeyService
+from keyside_sidecar.services.encryption import EncryptionService
+from keyside_sidecar.services.keys import KeyService
+from keyside_sidecar.services.status import StatusService
+from keyside_sidecar.services.turns import Turns
+from keyside_sidecar.services.versions import Versions
 from keyside_sidecar.store import Store
 
 if TYPE_CHECKING:
@@ -94,8 +100,8 @@ class Parts:
         )
         self.identifier = Identifier(config.identity, self.membership)
         self.registry = TicketRegistry()
-        self.refusals = RefusalLog(clock, self.audit, self.identifier)
-        self.journal = Journal(self.audit, self.identifier, self.keyring.read_generation, clock)
+        self.refusals = RefusalLog(clock, self.audit)
+        self.under_way = UnderWay()
         self.arrivals = Arrivals()
         host = describe_host()
         standing = Standing(self.identifier, authenticator, clock, config.identity.membership_ttl_s)
@@ -119,32 +125,37 @@ class Parts:
             -(-config.sidecar.max_calls // share), -(-config.sidecar.max_calls_per_uid // share)
         )
         self._turns = turns = Turns()
-        guard = Guard(
-            registry=self.registry,
+        pipeline = Pipeline(
             identifier=self.identifier,
-            policy=policy,
             limits=limits,
-            refusals=self.refusals,
             arrivals=self.arrivals,
-            journal=self.journal,
-            granted=GrantedCalls(self.office, self.journal, self.identifier),
             turns=turns,
-            max_call_bytes=max_call_bytes(config),
-            max_batch_bytes=config.sidecar.max_batch_bytes,
+            parser=Parser(max_call_bytes(config)),
+            authoriser=Authoriser(policy, self.office),
+            recorder=Recorder(self.audit, self.keyring.read_generation, clock),
+            uses=GrantUses(self.office),
+            under_way=self.under_way,
+            refusals=self.refusals,
+            policy=policy,
         )
         versions = Versions(self.keyring, clock)
+        services = Services(
+            encryption=EncryptionService(config, versions),
+            batches=BatchService(config, versions, turns),
+            data_keys=DataKeyService(config, versions),
+            keys=KeyService(config, policy, self.keyring, clock),
+            access=AccessService(self.office, policy, self.identifier),
+            audit=AuditService(config.audit.path, policy),
+            status=StatusService(board, policy, self.keyring),
+            board=board,
+            turns=turns,
+            max_batch_bytes=config.sidecar.max_batch_bytes,
+        )
         self.servers = InnerServers(
             config,
             directory,
-            guard=guard,
-            encryption=EncryptionServicer(config, self.keyring, versions),
-            batches=BatchServicer(config, self.keyring, versions, turns),
-            data_keys=DataKeyServicer(config, self.keyring, versions),
-            keys=KeyServicer(config, policy, self.keyring, clock),
-            access=AccessServicer(self.office, policy, self.identifier),
-            audit=AuditServicer(config.audit.path, policy),
-            status=StatusServicer(board, self.identifier, policy, self.keyring),
-            health=HealthServicer(board),
+            Handlers(pipeline, self.registry, turns, encode_status),
+            bind_all(services, with_reflection=config.sidecar.reflection),
         )
         self._buffer = make_buffer()
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.children import Children
     from keyside_sidecar.handover import Packet
     from keyside_sidecar.loop import Loop
-    from keyside_sidecar.peer.credential import PeerCredential
+    from keyside_sidecar.peer.caller import Caller
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Arrival:
     """An accepted connection on its way to a worker."""
 
     connection: socket.socket
-    credential: PeerCredential
+    caller: Caller
     pidfd: int | None
 
     def descriptors(self) -> tuple[int, ...]:
@@ -216,12 +216,10 @@ class Crew:
                 if luggage is not None:
                     luggage.close()
 
-    def hand_over(self, arrival: Arrival, member: Member, credential: PeerCredential) -> None:
+    def hand_over(self, arrival: Arrival, member: Member, caller: Caller) -> None:
         """Give a connection to a worker; its descriptors are closed here once it has them."""
-        number = self._ledger.add(credential.uid, member.index)
-        self._post(
-            member, {"connection": number, "credential": credential.to_json()}, arrival, number
-        )
+        number = self._ledger.add(caller.uid, member.index)
+        self._post(member, {"connection": number, "caller": caller.to_json()}, arrival, number)
 
     def attach_recorder(self, member: Member, end: socket.socket) -> None:
         """Give a worker its end of a pair whose other end a new recorder has; ours is closed."""

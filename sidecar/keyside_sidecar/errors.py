@@ -26,11 +26,13 @@ SidecarError
 └── CustodyError              the root key is missing, unsafe, or does not unwrap
     └── CustodianUnavailable  the custodian can't be reached
 
-Leaves carry data (key, version), never secrets. ``rpc/status.py`` alone knows the gRPC codes.
+Leaves carry data (key, version), never secrets. What each means to a caller is in
+``services/failures.py``.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -177,6 +179,7 @@ class VersionDisabled(RequestError):
         self.key = key
         self.number = number
         self.state = state
+        self.remedy = "an operator can enable it again" if state == "DISABLED" else ""
 
 
 class RotationConflict(RequestError):
@@ -237,21 +240,47 @@ class AuthenticationFailed(RequestError):
     """
 
     def __init__(self, outcome: str, retry_s: float = 0.0) -> None:
-        text, self.remedy = _AUTHENTICATION_TEXTS[outcome]
+        self.reason, text, self.remedy = _AUTHENTICATION[outcome]
         super().__init__(text)
         self.outcome = outcome
         self.retry_s = retry_s
+        if retry_s:
+            self.remedy = f"wait {math.ceil(retry_s)} s, then try again"
+
+    @property
+    def is_away(self) -> bool:
+        """Whether nobody has looked at the password: PAM does not work now."""
+        return self.outcome == "unavailable"
 
 
-_AUTHENTICATION_TEXTS: Final = {
-    "denied": ("the password is not accepted", "try again with your account's password"),
-    "locked": ("your account is locked", "ask the host's administrator"),
-    "expired": ("your account has expired", "ask the host's administrator"),
-    "password_expired": ("your password has expired", "change it with passwd, then try again"),
-    "unknown_account": ("your uid has no account on this host", "ask the host's administrator"),
-    "limited": ("too many failures: authentication is refused for a while", "wait, then try again"),
-    "busy": ("too many authentications are under way", "wait a moment, then try again"),
+_ASK: Final = "ask the host's administrator"
+# By outcome: a constant for programs, what the person is told, and what to do about it.
+_AUTHENTICATION: Final = {
+    "denied": (
+        "AUTHENTICATION_DENIED",
+        "the password is not accepted",
+        "try again with your account's password",
+    ),
+    "locked": ("ACCOUNT_LOCKED", "your account is locked", _ASK),
+    "expired": ("ACCOUNT_EXPIRED", "your account has expired", _ASK),
+    "password_expired": (
+        "PASSWORD_EXPIRED",
+        "your password has expired",
+        "change it with passwd, then try again",
+    ),
+    "unknown_account": ("AUTHENTICATION_DENIED", "your uid has no account on this host", _ASK),
+    "limited": (
+        "AUTHENTICATION_LIMITED",
+        "too many failures: authentication is refused for a while",
+        "wait, then try again",
+    ),
+    "busy": (
+        "AUTHENTICATION_LIMITED",
+        "too many authentications are under way",
+        "wait a moment, then try again",
+    ),
     "unavailable": (
+        "AUTHENTICATION_UNAVAILABLE",
         "authentication does not work now",
         "ask the host's administrator: the sidecar's log says why",
     ),

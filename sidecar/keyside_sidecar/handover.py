@@ -4,7 +4,7 @@ A SOCK_SEQPACKET pair carries one JSON object a packet, and descriptors with som
 socket, then its pidfd where there is one; an end of a pair whose other end the recorder has; an end
 of a pair over which a person's password goes to PAM's helper and the outcome comes back::
 
-    supervisor ──► worker    {"connection": N, "credential": "..."}  + descriptors
+    supervisor ──► worker    {"connection": N, "caller": "..."}  + descriptors
                              {"audit": true}  + descriptor           the recorder was replaced
                              {"notices": [[REASON, SUMMARY, REMEDY, ALARM, SINCE], …]}
                              {"drain": seconds, "succeeded": whether others serve in its place}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.access.policy import Policy
     from keyside_sidecar.admission import Ledger
     from keyside_sidecar.loop import Loop
-    from keyside_sidecar.peer.credential import PeerCredential
+    from keyside_sidecar.peer.caller import Caller
     from keyside_sidecar.peer.listener import Listener
 
 _log = logging.getLogger(__name__)
@@ -165,19 +165,19 @@ class Reception:
             connection.close()
             event(_log, logging.WARNING, "connection dropped", error=str(error))
             return
-        credential, pidfd = read_credential(
+        caller, pidfd = read_credential(
             connection, process_mode=self._process_mode, accepted_s=accepted_s
         )
-        arrival = Arrival(connection, self._without_idle_groups(credential), pidfd)
+        arrival = Arrival(connection, self._without_idle_groups(caller), pidfd)
         if starting is not None:
-            self._crew.hand_over(arrival, starting, arrival.credential)
+            self._crew.hand_over(arrival, starting, arrival.caller)
         else:
             self.place(arrival)
 
     def place(self, arrival: Arrival) -> None:
         """Find a worker for a connection, now or within a few seconds."""
         if not self._dispatch(arrival):
-            number = self._ledger.add(arrival.credential.uid, _NO_WORKER)
+            number = self._ledger.add(arrival.caller.uid, _NO_WORKER)
             self._waiting.append((time.monotonic() + _WAIT_FOR_WORKER_S, number, arrival))
             self._loop.after(_WAIT_FOR_WORKER_S, self._give_up_waiting)
 
@@ -201,7 +201,7 @@ class Reception:
             return False
         index = self._ledger.least_loaded([member.index for member in ready])
         member = next(member for member in ready if member.index == index)
-        self._crew.hand_over(arrival, member, arrival.credential)
+        self._crew.hand_over(arrival, member, arrival.caller)
         return True
 
     def _give_up_waiting(self) -> None:
@@ -211,12 +211,12 @@ class Reception:
             self._ledger.remove(number)
             arrival.close()
 
-    def _without_idle_groups(self, credential: PeerCredential) -> PeerCredential:
+    def _without_idle_groups(self, caller: Caller) -> Caller:
         """Leave out groups that no policy names: thousands of them would not fit a packet."""
-        if credential.groups is None:
-            return credential
-        groups = tuple(gid for gid in credential.groups if gid in self._policy_gids)
-        return dataclasses.replace(credential, groups=groups)
+        if caller.process_gids is None:
+            return caller
+        gids = tuple(gid for gid in caller.process_gids if gid in self._policy_gids)
+        return dataclasses.replace(caller, process_gids=gids)
 
     def _note_refused(self, uid: int) -> None:
         if not self._is_report_due:

@@ -35,8 +35,8 @@ from keyside_sidecar.errors import (
 from keyside_sidecar.handover import HandoverError
 from keyside_sidecar.log import event
 from keyside_sidecar.pam.authenticator import Authenticator
+from keyside_sidecar.peer.caller import Caller
 from keyside_sidecar.peer.connection import Connection
-from keyside_sidecar.peer.credential import PeerCredential
 from keyside_sidecar.peer.private_directory import PrivateDirectory
 from keyside_sidecar.problems import (
     add_weakness,
@@ -240,7 +240,7 @@ class Worker:
             for connection in parts.registry.connections():
                 connection.close()
             parts.refusals.flush()
-            await parts.journal.settle()
+            await parts.under_way.settle()
             await parts.keyring.stop()
             await parts.audit.close()  # last: it has what all the others had to say
             loop.remove_reader(self._channel.fileno())  # until here another recorder may come
@@ -325,8 +325,8 @@ class Worker:
     def _accept(self, packet: Packet) -> None:
         outer = socket.socket(fileno=packet.descriptors[0])
         pidfd = packet.descriptors[1] if len(packet.descriptors) > 1 else None
-        credential = PeerCredential.from_json(packet.fields["credential"])
-        connection = Connection(packet.fields["connection"], credential)
+        caller = Caller.from_json(packet.fields["caller"])
+        connection = Connection(packet.fields["connection"], caller)
         relay = self._parts.make_relay(connection, outer, pidfd, self._on_closed)
         task = asyncio.get_running_loop().create_task(self._admit(connection, relay))
         self._admissions.add(task)
@@ -334,8 +334,8 @@ class Worker:
 
     async def _admit(self, connection: Connection, relay: Any) -> None:
         try:
-            subject = await self._parts.identifier.identify(connection)
-            connection.public_only = not self._settings.policy.is_allowed_anything(subject)
+            caller = await self._parts.identifier.identify(connection.caller)
+            connection.public_only = not self._settings.policy.is_allowed_anything(caller)
             if not relay.closed:
                 await relay.start(self._parts.servers.seat(connection))
         except Exception:  # noqa: BLE001  (it ends this connection alone)
@@ -378,7 +378,7 @@ class Worker:
         Raises:
             StartupError: The mapping does not hold.
         """
-        from keyside_sidecar.rpc.self_call import SelfCallFailed, check_direct_refused, who_am_i
+        from keyside_sidecar.api.v1.self_call import SelfCallFailed, check_direct_refused, who_am_i
 
         try:
             async with asyncio.timeout(_SELF_CALL_TIMEOUT_S):

@@ -7,20 +7,20 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from tests.unit.api_scene import make_caller
 from tests.unit.made_store import MAIL, NOW
 
 from keyside_sidecar.access import elevation, grants
 from keyside_sidecar.access.credential import hash_credential, make_access_id, make_credential
 from keyside_sidecar.access.elevation_policy import ElevationPolicy, PolicyLevel
 from keyside_sidecar.access.facts import Facts
-from keyside_sidecar.access.policy import KeyPolicy, Policy, ResolvedPrincipals, Subject
+from keyside_sidecar.access.policy import KeyPolicy, Policy, ResolvedPrincipals
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.access.requests import (
     AccessItem,
     AccessOperation,
     AccessRequest,
     AccessWish,
-    Actor,
 )
 from keyside_sidecar.clock import BootTime
 from keyside_sidecar.store.records import to_microseconds
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from keyside_sidecar.access.grants import Usage
     from keyside_sidecar.access.requests import AccessId, Moment
+    from keyside_sidecar.peer.caller import Caller
     from keyside_sidecar.store import Store
     from keyside_sidecar.store.elevation import ChangedAccess, CountedUse
 
@@ -134,14 +135,19 @@ class Scene:
         self.credential = ""
         self.id: AccessId = make_access_id(bytes(8))
 
-    def actor(self, name: str) -> Actor:
+    def actor(self, name: str) -> Caller:
         """Return somebody; with ``su `` before the name, in the login of somebody else."""
         borrowed = name.startswith("su ")
         uid = ACCOUNTS[name.removeprefix("su ")][0]
         person = Reason.PEER_PERSON_LOGIN
         reason = Reason.LOGIN_OF_ANOTHER if borrowed else None
-        subject = Subject(uid, self.groups[uid], person=person, borrowed=reason)
-        return Actor(subject, name.removeprefix("su "))
+        return make_caller(
+            uid,
+            gids=self.groups[uid],
+            account=name.removeprefix("su "),
+            person=person,
+            borrowed=reason,
+        )
 
     @property
     def facts(self) -> Facts:

@@ -1,4 +1,4 @@
-"""BatchServicer and DataKeyServicer on a real store, with the policy of a test."""
+"""Batches and data keys on a real store, with the policy of a test."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.rpc import error_details_pb2
+from tests.unit.api_scene import make_caller, serve
 from tests.unit.made_store import BANK, MAIL, NOW, MadeStore
 
 from keyside.v1 import encryption_pb2 as pb
-from keyside_sidecar.access.policy import Subject
 from keyside_sidecar.access.reasons import Reason
+from keyside_sidecar.api.v1 import batches as batch_messages
+from keyside_sidecar.api.v1 import encryption as messages
 from keyside_sidecar.config import parse_config
 from keyside_sidecar.keys import Keyring
-from keyside_sidecar.peer.connection import Connection
-from keyside_sidecar.peer.credential import PeerCredential
-from keyside_sidecar.rpc.batch import Batch
-from keyside_sidecar.rpc.batches import BatchServicer
-from keyside_sidecar.rpc.data_keys import DataKeyServicer
-from keyside_sidecar.rpc.encryption import EncryptionServicer
-from keyside_sidecar.rpc.guard import Call
-from keyside_sidecar.rpc.tally import Tally
-from keyside_sidecar.rpc.turns import Turns
-from keyside_sidecar.rpc.versions import Versions
+from keyside_sidecar.services.batch import Batch
+from keyside_sidecar.services.batches import BatchService
+from keyside_sidecar.services.data_keys import DataKeyService
+from keyside_sidecar.services.encryption import EncryptionService
+from keyside_sidecar.services.tally import Tally
+from keyside_sidecar.services.turns import Turns
+from keyside_sidecar.services.versions import Versions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
     from google.rpc.status_pb2 import Status
 
-    from keyside.envelope import WrappingHeader
-    from keyside.names import KeyName
 
 UID = 1001
 CONFIG = parse_config(
@@ -78,7 +75,7 @@ class StandingClock:
 
 @dataclass
 class Scene:
-    """The servicers over one keyring, and what the last batch was counted as."""
+    """The services over one keyring, and what the last batch was counted as."""
 
     keyring: Keyring
     forbidden: set[str] = field(default_factory=set)
@@ -88,52 +85,52 @@ class Scene:
     def __post_init__(self) -> None:
         versions = Versions(self.keyring, StandingClock())
         self.turns = Turns()
-        self.batches = BatchServicer(CONFIG, self.keyring, versions, self.turns)
-        self.one = EncryptionServicer(CONFIG, self.keyring, versions)
-        self.data_keys = DataKeyServicer(CONFIG, self.keyring, versions)
+        self.batches = BatchService(CONFIG, versions, self.turns)
+        self.one = EncryptionService(CONFIG, versions)
+        self.data_keys = DataKeyService(CONFIG, versions)
 
-    def call(self, key: KeyName | None = None, header: WrappingHeader | None = None) -> Call:
-        """Return a call as the guard makes it."""
-        credential = PeerCredential(
-            pid=4711, uid=UID, gid=UID, groups=(), login_uid=None, session_id=None
-        )
-        self.tally = Tally("/path")
-        batch = Batch(
-            lambda key: Reason.NOT_ALLOWED if key in self.forbidden else None,
-            self.tally,
-            self.refused,
-        )
-        subject = Subject(UID, frozenset())
-        return Call(Connection(1, credential), subject, key, header, batch)
+    async def call_one(self, method: str, request: Any) -> Any:
+        """Return the response to a call that is no batch."""
+        service = self.data_keys if "data_key" in method else self.one
+        return await serve(messages, service, method, make_caller(UID), request)
 
     async def encrypt(self, *items: tuple[str, bytes, dict[str, str]]) -> list[Any]:
         """Return the results of BatchEncrypt."""
         request = pb.BatchEncryptRequest(
             items=[pb.BatchEncryptItem(key=k, plaintext=p, context=c) for k, p, c in items]
         )
-        answer = await self.batches.batch_encrypt(self.call(), request)
-        return list(pb.BatchEncryptResponse.FromString(answer).results)
+        return await self._call_batch("batch_encrypt", request, pb.BatchEncryptResponse)
 
     async def decrypt(self, *items: tuple[bytes, dict[str, str]]) -> list[Any]:
         """Return the results of BatchDecrypt."""
         request = pb.BatchDecryptRequest(
             items=[pb.BatchDecryptItem(envelope=e, context=c) for e, c in items]
         )
-        answer = await self.batches.batch_decrypt(self.call(), request)
-        return list(pb.BatchDecryptResponse.FromString(answer).results)
+        return await self._call_batch("batch_decrypt", request, pb.BatchDecryptResponse)
 
     async def rewrap(self, *envelopes: bytes) -> list[Any]:
         """Return the results of BatchRewrap."""
         request = pb.BatchRewrapRequest(
             items=[pb.BatchRewrapItem(envelope=envelope) for envelope in envelopes]
         )
-        answer = await self.batches.batch_rewrap(self.call(), request)
-        return list(pb.BatchRewrapResponse.FromString(answer).results)
+        return await self._call_batch("batch_rewrap", request, pb.BatchRewrapResponse)
+
+    async def _call_batch(self, method: str, request: Any, response: Any) -> list[Any]:
+        self.tally = Tally("/path")
+        batch = Batch(
+            lambda key: Reason.NOT_ALLOWED if key in self.forbidden else None,
+            self.tally,
+            self.refused,
+        )
+        sink = batch_messages.ResultSink(response)
+        command = getattr(batch_messages, f"read_{method}")(request)
+        await getattr(self.batches, method)(make_caller(UID), batch, command, sink)
+        return list(response.FromString(sink.serialise()).results)
 
 
 @asynccontextmanager
 async def scene_of(made: MadeStore) -> AsyncIterator[Scene]:
-    """Give the servicers on a store."""
+    """Give the services on a store."""
     keyring = Keyring(made.open(), [MAIL, BANK], clock=StandingClock(), poll_interval_s=0.05)
     await keyring.start()
     try:

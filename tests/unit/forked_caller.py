@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keyside_sidecar.peer.credential import PeerCredential, read_credential
+from keyside_sidecar.peer.credential import read_credential
 from keyside_sidecar.peer.kernel import Kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from keyside_sidecar.peer import caller as callers
 
 SERVICE_UID = 70001
 SERVICE_GID = 70002
@@ -127,7 +129,7 @@ def read(
     process_mode: bool = False,
     kernel: Kernel | None = None,
     accepted_s: float | None = None,
-) -> PeerCredential:
+) -> callers.Caller:
     """Read a credential and close the pidfd, which is there exactly where it isn't refused."""
     credential, pidfd = read_credential(
         connection,
@@ -135,7 +137,7 @@ def read(
         kernel=kernel or Kernel(),
         accepted_s=accepted_s,
     )
-    assert (pidfd is None) == (credential.refusal is not None)
+    assert (pidfd is None) == (credential.standing is not None)
     if pidfd is not None:
         os.close(pidfd)
     return credential

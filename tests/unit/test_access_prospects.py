@@ -10,8 +10,9 @@ from tests.unit.made_store import make_store
 
 from keyside.v1 import access_pb2
 from keyside_sidecar.access.prospects import AccessAction, foresee
+from keyside_sidecar.api.v1.access import make_request
 from keyside_sidecar.errors import AccessRefused
-from keyside_sidecar.rpc.access_messages import make_request
+from keyside_sidecar.services.access import AccessView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -115,14 +116,14 @@ def decide(scene: Scene, action: AccessAction, name: str) -> str | None:
 def test_what_is_not_known_is_left_out(scene: Scene) -> None:
     approve_once(scene)
     moment, actor = scene.book.read_moment(), scene.actor("lea")
-    scene.groups = {actor.subject.uid: actor.subject.gids}
+    scene.groups = {actor.uid: actor.gids}
     told = {one.action for one in foresee(scene.stored, moment, scene.facts, actor)}
     assert told == set(AccessAction) - {AccessAction.APPROVE}
 
 
 def test_a_prospect_is_sent_as_the_status_that_the_call_would_end_with(scene: Scene) -> None:
     pend(scene)
-    message = make_request(scene.stored, look(scene, "lea"))
+    message = make_request(AccessView(scene.stored, look(scene, "lea")))
     sent = {access_pb2.AccessAction.Name(one.action): one for one in message.prospects}
     refused = sent["ACCESS_ACTION_APPROVE"].refused
     assert refused.code == 7

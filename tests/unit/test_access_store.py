@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from tests.unit.access_scene import HOST, HOUR_US, POLICY, WISH, MadeBoot, Scene, item
+from tests.unit.api_scene import make_caller
 from tests.unit.made_store import (
     KINDS,
     MAIL,
@@ -29,8 +30,7 @@ from tests.unit.test_store_rewrap import Rotating
 from keyside_sidecar.access import grants
 from keyside_sidecar.access.credential import hash_credential
 from keyside_sidecar.access.facts import Facts
-from keyside_sidecar.access.policy import Subject
-from keyside_sidecar.access.requests import AccessState, Actor, EndReason
+from keyside_sidecar.access.requests import AccessState, EndReason
 from keyside_sidecar.errors import AccessRefused, StoreTampered
 from keyside_sidecar.store.backup import write_backup
 from keyside_sidecar.store.reader import Reader
@@ -182,7 +182,7 @@ def describe(store: Store) -> list[Any]:
 def use(store: Store, credential: str, count: int = 1) -> Any:
     """Use a grant of anna's at a moment when it is active."""
     facts = Facts(POLICY, HOST, {1001: frozenset({100})})
-    actor, items = Actor(Subject(1001, frozenset({100})), "anna"), [item(1)] * count
+    actor, items = make_caller(1001, gids=frozenset({100}), account="anna"), [item(1)] * count
 
     def decide(found: AccessRequest, moment: Moment) -> Usage:
         return grants.use(found, moment, facts, actor, items)

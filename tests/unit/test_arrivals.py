@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from keyside_sidecar.errors import BadRequest
-from keyside_sidecar.rpc import arrivals
-from keyside_sidecar.rpc.arrivals import Arrivals
+from keyside_sidecar.server.pipeline import receive as receiving
+from keyside_sidecar.server.pipeline.receive import Arrivals
 
 
 class Context:
-    """As much of a servicer context as receiving needs."""
+    """As much of an exchange as receiving needs."""
 
     def __init__(self, message: object, delay_s: float = 0.0) -> None:
         self._message = message
@@ -37,12 +37,12 @@ async def receive(context: Context, limit_s: int) -> bytes:
 
 
 async def receive_with(waiting: Arrivals, context: Any, limit_s: int) -> bytes:
-    return await waiting.receive(context, limit_s)
+    return await waiting.receive(context.read(), limit_s)
 
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrivals, "_TICK_S", 0.02)
+    monkeypatch.setattr(receiving, "_TICK_S", 0.02)
 
 
 def test_a_message_in_time_is_returned() -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from tests.unit.record_schema import SCHEMA
 
 import keyside_sidecar
+from keyside_sidecar.api.rpcs import list_rows
 from keyside_sidecar.audit.records import OWN_EVENTS, SERVICE_EVENTS
-from keyside_sidecar.rpc.methods import METHODS
 
 SOURCES = Path(keyside_sidecar.__file__).parent
 PAGE = (Path(__file__).parents[2] / "docs" / "audit.md").read_text("utf-8")
@@ -29,8 +29,10 @@ NO_EVENTS: set[str] = set()
 # What stands for an event that was named elsewhere: in the table of RPCs, or in another record.
 PASSED_ON = {
     "event",
-    "method.event",
-    "action.event",
+    "row.event",
+    "call.rpc.event",
+    "self._call.rpc.event",
+    "self._event",
     "record.get('event')",
     "request.event",
     "name",  # office.py: what _name_turn returns
@@ -64,12 +66,10 @@ class Gatherer(ast.NodeVisitor):
         called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
         if called in WRITERS and node.args and (called == "append_own" or self._read(node.args[0])):
             self._take(node.args[0])
-        if isinstance(node.func, ast.Name) and node.func.id == "Action":
-            self._take(node.args[1])
         self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        if node.name == "_name_turn":
+        if node.name in {"_name_turn", "_name_event"}:
             for part in ast.walk(node):
                 if isinstance(part, ast.Return) and part.value is not None:
                     self._take(part.value)
@@ -95,7 +95,7 @@ class Gatherer(ast.NodeVisitor):
 
 def gather_emitted() -> set[str]:
     """Return every event that the code can write."""
-    found = {method.event for method in METHODS if method.event}
+    found = {row.event for _path, row in list_rows() if row.event}
     strange = []
     for path in sorted(SOURCES.rglob("*.py")):
         gatherer = Gatherer(ast.parse(path.read_text("utf-8")))
@@ -125,7 +125,8 @@ _EVENT: Final = "a.constant"
 {"event": _EVENT}
 journal.append_own("an.own", outcome="ok")
 self._keyring.tell("a.told", facts)
-Action(facts, "an.action")
+def _name_event(self):
+    return "an.action"
 def _name_turn(before, after):
     return "a.turn"
 {"event": f"{computed}.here"}

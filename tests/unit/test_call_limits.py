@@ -8,8 +8,8 @@ import pytest
 
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import Refused
-from keyside_sidecar.rpc.allowance import Allowance
-from keyside_sidecar.rpc.calls import CallLimits, Slot
+from keyside_sidecar.server.pipeline.limit import CallLimits, Slot
+from keyside_sidecar.services.allowance import Allowance
 
 
 class StoppedClock:

@@ -27,8 +27,9 @@ from keyside.names import KeyName, VersionNumber
 from keyside.v1 import access_pb2, keys_pb2
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.access.refusals import refuse
+from keyside_sidecar.api.v1.status import make_status
 from keyside_sidecar.errors import Refused
-from keyside_sidecar.rpc.status import describe_failure
+from keyside_sidecar.services.failures import describe_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ def nothing(_: Double) -> None:
 
 def forbid(action: access_pb2.AccessAction.ValueType, reason: str) -> Callable[[Double], None]:
     def arrange(double: Double) -> None:
-        status = describe_failure(refuse(reason), "").status()
+        status = make_status(describe_failure(refuse(reason), ""))
         double.access[ID].prospects.add(action=action, refused=status)
 
     return arrange
@@ -76,7 +77,7 @@ def refuse_wish(double: Double) -> None:
 
 def no_operator(double: Double) -> None:
     failure = describe_failure(Refused(Reason.NOT_AN_OPERATOR), "")
-    double.key = keys_pb2.Key(change_refused=failure.status())
+    double.key = keys_pb2.Key(change_refused=make_status(failure))
 
 
 def version_in(state: keys_pb2.KeyVersionState.ValueType) -> Callable[[Double], None]:

@@ -19,7 +19,7 @@ from keyside_sidecar.crew import Arrival, Crew, Member
 from keyside_sidecar.handover import discard
 from keyside_sidecar.loop import Loop
 from keyside_sidecar.pam.errand import Errand
-from keyside_sidecar.peer.credential import PeerCredential
+from keyside_sidecar.peer.caller import Caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -189,7 +189,7 @@ def test_what_a_worker_can_not_take_is_given_back(watch: Maker) -> None:  # type
     watched.fork()
     watched.turn_until(lambda: bool(watched.ready))
     (member,) = watched.crew
-    credential = PeerCredential(1, 1000, 1000)
+    credential = Caller(1, 1000, 1000)
     before = len(os.listdir("/proc/self/fd"))
     given = 0
     while member.takes_connections:
@@ -323,7 +323,7 @@ def test_a_worker_is_given_its_end_of_a_new_recorders_pair(watch: Maker) -> None
         ours, theirs = socket.socketpair()
         ours.close()
         watched.crew.hand_over(
-            Arrival(theirs, PeerCredential(1, 1000, 1000), None), member, PeerCredential(1, 1, 1)
+            Arrival(theirs, Caller(1, 1000, 1000), None), member, Caller(1, 1, 1)
         )
     recorders, workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     watched.crew.attach_recorder(member, workers)
@@ -354,7 +354,7 @@ def test_a_retired_generation_ends_and_what_it_was_not_given_comes_back(watch: M
     old = watched.fork()
     watched.turn_until(lambda: bool(watched.ready))
     os.kill(old.pid, signal.SIGSTOP)
-    credential = PeerCredential(1, 1000, 1000)
+    credential = Caller(1, 1000, 1000)
     given = 0
     while not old.outbox:  # until its channel has no room
         ours, theirs = socket.socketpair()

@@ -13,11 +13,11 @@ def test_descriptors_arrive_with_their_packet_and_are_not_inherited() -> None:
     """A connection and its pidfd travel beside the credential; exec closes them."""
     ours, theirs = make_channels()
     reader, writer = os.pipe()
-    ours.send({"connection": 1, "credential": "{}"}, (reader, writer))
+    ours.send({"connection": 1, "caller": "{}"}, (reader, writer))
     ours.send({"drain": 2.5})
     packet = theirs.receive()
     assert packet is not None
-    assert packet.fields == {"connection": 1, "credential": "{}"}
+    assert packet.fields == {"connection": 1, "caller": "{}"}
     assert len(packet.descriptors) == 2
     assert not any(os.get_inheritable(descriptor) for descriptor in packet.descriptors)
     os.write(packet.descriptors[1], b"x")

@@ -43,9 +43,9 @@ def test_a_service_is_known_by_the_kernels_pid_uid_and_gid() -> None:
             SERVICE_UID,
             SERVICE_GID,
         )
-        assert credential.refusal is None
+        assert credential.standing is None
         assert credential.pidfd_source == "kernel"
-        assert credential.groups is None
+        assert credential.process_gids is None
 
 
 @needs_root
@@ -80,7 +80,7 @@ def test_a_programs_path_is_bounded_text_or_left_out(
 def test_process_mode_reads_more_groups_than_pythons_getsockopt_can() -> None:
     groups = tuple(range(100_000, 101_000))
     with calling(become(SERVICE_UID, groups=groups)) as caller:
-        assert read(caller.connection, process_mode=True).groups == groups
+        assert read(caller.connection, process_mode=True).process_gids == groups
 
 
 @needs_root
@@ -89,7 +89,7 @@ def test_a_caller_with_more_groups_than_fit_into_a_packet_is_refused() -> None:
     groups = tuple(range(100_000, 100_001 + MAX_GROUPS))
     with calling(become(SERVICE_UID, groups=groups)) as caller:
         credential = read(caller.connection, process_mode=True)
-        assert credential.refusal is Reason.PEER_CREDENTIAL_UNREADABLE
+        assert credential.standing is Reason.PEER_CREDENTIAL_UNREADABLE
         assert len(credential.to_json()) < 1000
 
 
@@ -97,7 +97,7 @@ def test_a_caller_with_more_groups_than_fit_into_a_packet_is_refused() -> None:
 @pytest.mark.root
 def test_i3_uid_65534_is_refused_whatever_account_it_has() -> None:
     with calling(become(65534)) as caller:
-        assert read(caller.connection).refusal is Reason.PEER_OVERFLOW_UID
+        assert read(caller.connection).standing is Reason.PEER_OVERFLOW_UID
 
 
 @needs_root
@@ -110,8 +110,8 @@ def test_i3_the_overflow_gid_is_refused_in_process_mode_only(
 ) -> None:
     with calling(become(SERVICE_UID, gid, groups)) as caller:
         refused = read(caller.connection, process_mode=True)
-        assert refused.refusal is Reason.PEER_OVERFLOW_GID
-        assert read(caller.connection).refusal is None
+        assert refused.standing is Reason.PEER_OVERFLOW_GID
+        assert read(caller.connection).standing is None
 
 
 def test_i3_an_overflow_uid_that_the_host_chose_is_refused_too(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_i3_an_overflow_uid_that_the_host_chose_is_refused_too(tmp_path: Path) -
     (tmp_path / "sys/kernel/overflowuid").write_text(f"{os.geteuid()}\n")
     with calling() as caller:
         credential = read(caller.connection, kernel=Kernel(tmp_path))
-        assert credential.refusal is Reason.PEER_OVERFLOW_UID
+        assert credential.standing is Reason.PEER_OVERFLOW_UID
 
 
 @pytest.mark.parametrize("reaped", [False, True], ids=["zombie", "reaped"])
@@ -131,7 +131,7 @@ def test_i3_a_caller_that_left_its_connection_to_a_child_and_ended_is_refused(
         caller.wait_until_zombie()
         if reaped:
             caller.reap()
-        assert read(caller.connection, kernel=kernel).refusal is Reason.PEER_ENDED
+        assert read(caller.connection, kernel=kernel).standing is Reason.PEER_ENDED
 
 
 def test_i3_a_caller_that_ends_while_it_is_looked_at_is_refused() -> None:
@@ -144,7 +144,7 @@ def test_i3_a_caller_that_ends_while_it_is_looked_at_is_refused() -> None:
                 caller.kill()
                 return pidfd
 
-        assert read(caller.connection, kernel=SlowKernel()).refusal is Reason.PEER_ENDED
+        assert read(caller.connection, kernel=SlowKernel()).standing is Reason.PEER_ENDED
 
 
 def test_i3_a_peer_on_another_kind_of_socket_is_refused() -> None:
@@ -152,12 +152,12 @@ def test_i3_a_peer_on_another_kind_of_socket_is_refused() -> None:
         client = socket.create_connection(server.getsockname())
         connection, _ = server.accept()
         with client, connection:
-            assert read(connection).refusal is Reason.PEER_NOT_UNIX
+            assert read(connection).standing is Reason.PEER_NOT_UNIX
 
 
 def test_i3_a_socket_whose_peer_was_never_recorded_is_refused() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as unconnected:
-        assert read(unconnected).refusal is Reason.PEER_CREDENTIAL_UNREADABLE
+        assert read(unconnected).standing is Reason.PEER_CREDENTIAL_UNREADABLE
 
 
 def reason_seen_from_namespace(namespace: int) -> str:
@@ -168,7 +168,7 @@ def reason_seen_from_namespace(namespace: int) -> str:
     def look() -> None:
         connection, _ = listening.accept()
         credential = read(connection)
-        os.write(answering, (credential.refusal.name if credential.refusal else "none").encode())
+        os.write(answering, (credential.standing.name if credential.standing else "none").encode())
 
     def enter() -> None:
         if ctypes.CDLL(None, use_errno=True).unshare(namespace) != 0:
@@ -208,7 +208,7 @@ def test_i3_groups_that_can_t_be_read_refuse() -> None:
 
     with calling() as caller:
         credential = read(caller.connection, kernel=FailingKernel(), process_mode=True)
-        assert credential.refusal is Reason.PEER_CREDENTIAL_UNREADABLE
+        assert credential.standing is Reason.PEER_CREDENTIAL_UNREADABLE
 
 
 @needs_root
@@ -220,7 +220,7 @@ def test_i4_a_login_uid_is_seen_through_a_change_to_the_services_account() -> No
 
     with calling(log_in_and_become_the_service) as caller:
         credential = read(caller.connection)
-        assert credential.refusal is None
+        assert credential.standing is None
         assert (credential.login_uid, credential.login_readable) == (1234, True)
         assert credential.session_id is not None
 
@@ -228,5 +228,5 @@ def test_i4_a_login_uid_is_seen_through_a_change_to_the_services_account() -> No
 def test_i4_a_hidden_login_is_unreadable_and_not_unset(tmp_path: Path) -> None:
     with calling() as caller:
         credential = read(caller.connection, kernel=Kernel(tmp_path))
-        assert credential.refusal is None
+        assert credential.standing is None
         assert not credential.login_readable

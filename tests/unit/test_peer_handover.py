@@ -1,43 +1,40 @@
-"""A credential as text, on its way from the supervisor to a worker."""
+"""A caller as text, on its way from the supervisor to a worker."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 
 from keyside_sidecar.access.reasons import Reason
-from keyside_sidecar.peer.credential import (
-    MAX_GROUPS,
-    CredentialMalformed,
-    PeerCredential,
-)
+from keyside_sidecar.peer.caller import Caller, CallerMalformed
+from keyside_sidecar.peer.credential import MAX_GROUPS
 
-CREDENTIALS = [
-    PeerCredential(pid=0, uid=2**32 - 1, gid=2**32 - 1, refusal=Reason.PEER_NOT_UNIX),
-    PeerCredential(
+CALLERS = [
+    Caller(pid=0, uid=2**32 - 1, gid=2**32 - 1, standing=Reason.PEER_NOT_UNIX),
+    Caller(
         pid=4711,
         uid=70001,
         gid=70002,
-        groups=(4, 70003),
+        process_gids=(4, 70003),
         login_uid=1000,
         session_id=3,
         login_readable=True,
         pidfd_source="kernel",
         exe="/usr/bin/ä\\xff",
     ),
-    PeerCredential(pid=1, uid=0, gid=0, groups=(), pidfd_source="pidfd_open"),
+    Caller(pid=1, uid=0, gid=0, process_gids=(), pidfd_source="pidfd_open"),
 ]
 
 
-@pytest.mark.parametrize("credential", CREDENTIALS)
-def test_a_credential_survives_the_handover(credential: PeerCredential) -> None:
-    assert PeerCredential.from_json(credential.to_json()) == credential
+@pytest.mark.parametrize("caller", CALLERS)
+def test_a_caller_survives_the_handover(caller: Caller) -> None:
+    assert astuple(Caller.from_json(caller.to_json())) == astuple(caller)
 
 
-def test_the_largest_credential_fits_into_a_packet() -> None:
+def test_the_largest_caller_fits_into_a_packet() -> None:
     groups = tuple(range(2**32 - MAX_GROUPS, 2**32))
-    assert len(replace(CREDENTIALS[1], groups=groups).to_json()) < 100_000
+    assert len(replace(CALLERS[1], process_gids=groups).to_json()) < 100_000
 
 
 @pytest.mark.parametrize(
@@ -57,8 +54,8 @@ def test_the_largest_credential_fits_into_a_packet() -> None:
         ('"login_uid":1000', '"login_uid":-1'),
         ('"login_readable":true', '"login_readable":1'),
         ('"kernel"', '"guess"'),
-        ('"refusal":null', '"refusal":"NO_SUCH_REASON"'),
-        ('"refusal":null', '"refusal":{}'),
+        ('"standing":null', '"standing":"NO_SUCH_REASON"'),
+        ('"standing":null', '"standing":{}'),
         ('"exe":"/usr/bin/', '"exe":"' + 1020 * "/"),
         (r'"/usr/bin/\u00e4\\xff"', '""'),
         (r'"/usr/bin/\u00e4\\xff"', "7"),
@@ -66,12 +63,12 @@ def test_the_largest_credential_fits_into_a_packet() -> None:
         ("{", '{"a":' * 100_000),
     ],
 )
-def test_a_credential_that_to_json_did_not_write_is_rejected(old: str, new: str) -> None:
-    text = CREDENTIALS[1].to_json()
+def test_a_caller_that_to_json_did_not_write_is_rejected(old: str, new: str) -> None:
+    text = CALLERS[1].to_json()
     assert old in text
-    with pytest.raises(CredentialMalformed):
-        PeerCredential.from_json(text.replace(old, new, 1))
+    with pytest.raises(CallerMalformed):
+        Caller.from_json(text.replace(old, new, 1))
 
 
-def test_a_credentials_repr_leaves_out_a_thousand_groups() -> None:
-    assert "70003" not in repr(CREDENTIALS[1])
+def test_a_callers_repr_leaves_out_a_thousand_groups() -> None:
+    assert "70003" not in repr(CALLERS[1])

@@ -50,7 +50,7 @@ def test_a_failure_of_the_pidfd_call_is_not_taken_for_an_old_kernel(failure: int
 
     with calling() as caller:
         credential = read(caller.connection, kernel=FailingKernel())
-        assert credential.refusal is Reason.PEER_CREDENTIAL_UNREADABLE
+        assert credential.standing is Reason.PEER_CREDENTIAL_UNREADABLE
 
 
 @pytest.mark.parametrize("failure", [errno.ESRCH, errno.EINVAL])
@@ -66,7 +66,7 @@ def test_older_kernels_way_of_saying_that_the_peer_was_reaped_is_understood(fail
 def test_an_old_kernels_caller_is_found_by_its_number() -> None:
     with calling() as caller:
         credential = read(caller.connection, kernel=OldKernel())
-        assert credential.refusal is None
+        assert credential.standing is None
         assert credential.pidfd_source == "pidfd_open"
 
 
@@ -74,7 +74,7 @@ def test_a_process_that_started_after_the_connection_was_accepted_is_not_its_cal
     accepted_s = pidfds.boot_time_s() - 1
     with calling() as caller:
         credential = read(caller.connection, kernel=OldKernel(), accepted_s=accepted_s)
-        assert credential.refusal is Reason.PEER_ENDED
+        assert credential.standing is Reason.PEER_ENDED
 
 
 def test_a_process_without_the_recorded_uid_is_not_the_caller() -> None:
@@ -83,14 +83,14 @@ def test_a_process_without_the_recorded_uid_is_not_the_caller() -> None:
             return super().read_ucred(connection)._replace(uid=70009)
 
     with calling() as caller:
-        assert read(caller.connection, kernel=OtherUid()).refusal is Reason.PEER_ENDED
+        assert read(caller.connection, kernel=OtherUid()).standing is Reason.PEER_ENDED
 
 
 def test_a_process_that_proc_hides_is_not_taken_for_the_caller(tmp_path: Path) -> None:
     """With hidepid, another account's process seems not to exist; nothing can be checked."""
     with calling() as caller:
         credential = read(caller.connection, kernel=OldKernel(tmp_path))
-        assert credential.refusal is Reason.PEER_CREDENTIAL_UNREADABLE
+        assert credential.standing is Reason.PEER_CREDENTIAL_UNREADABLE
 
 
 @pytest.mark.parametrize("text", ["", "1 (x) R", "1 (x) R " + "z " * 40])
@@ -101,7 +101,7 @@ def test_a_process_that_proc_describes_in_other_words_is_not_taken_for_the_calle
         (tmp_path / str(caller.pid)).mkdir()
         (tmp_path / str(caller.pid) / "stat").write_text(text)
         credential = read(caller.connection, kernel=OldKernel(tmp_path))
-        assert credential.refusal is Reason.PEER_CREDENTIAL_UNREADABLE
+        assert credential.standing is Reason.PEER_CREDENTIAL_UNREADABLE
 
 
 def test_this_kernel_gives_pidfds_of_peers() -> None:

@@ -13,7 +13,9 @@ from keyside_sidecar.access import boot_deadlines, elevation
 from keyside_sidecar.audit import coalescing, recording, records, reserve, running
 from keyside_sidecar.keys import caretaker, presence, root_key_watch
 from keyside_sidecar.pam import limits
-from keyside_sidecar.rpc import granted, server, turns
+from keyside_sidecar.server import inner_servers as server
+from keyside_sidecar.server.pipeline import grant
+from keyside_sidecar.services import turns
 from keyside_sidecar.store import postgresql, sidecars
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -58,7 +60,7 @@ PROMISES: Final[list[tuple[str, str, tuple[float, ...]]]] = [
     (
         "docs/elevation.md",
         r"under a grant has at most ([\d,]+) items",
-        (granted.MAX_GRANTED_ITEMS,),
+        (grant.MAX_GRANTED_ITEMS,),
     ),
     (
         "docs/configuration.md",

@@ -14,13 +14,15 @@ import pytest
 import uvloop
 
 from keyside_sidecar.peer.connection import Connection
-from keyside_sidecar.peer.credential import PeerCredential, read_credential
+from keyside_sidecar.peer.credential import read_credential
 from keyside_sidecar.peer.frames import GOAWAY
 from keyside_sidecar.peer.relay import Relay, make_buffer
 from keyside_sidecar.peer.tickets import TicketRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+
+    from keyside_sidecar.peer.caller import Caller
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Rig:
         return client, inner
 
 
-def credential_of(end: socket.socket) -> PeerCredential:
+def credential_of(end: socket.socket) -> Caller:
     credential, pidfd = read_credential(end, process_mode=True)
     if pidfd is not None:
         os.close(pidfd)

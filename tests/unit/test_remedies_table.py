@@ -7,6 +7,7 @@ try it. Those that can be produced on a host alone are followed in ``test_remedi
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,7 @@ PLACES: Final = {
     "Finding": 3,
     "CommandError": 2,
     "Failure": 3,
+    "_Row": 4,
     "Problem": 2,
     "Notice": 2,
     "Weakness": 2,
@@ -63,6 +65,7 @@ def read_text(node: ast.expr) -> str:
         text = "".join(
             str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values
         )
+    text = re.sub(r"\{[a-z_.]+\}", "{}", text)  # a template's own places
     return text if text.strip("{}; ") else ""
 
 

@@ -4,36 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from tests.unit.api_scene import make_caller
 from tests.unit.audit_chain import make_chain
 from tests.unit.audit_scene import eventually
 
-from keyside.v1 import audit_pb2 as pb
 from keyside_sidecar.access.reasons import Reason
-from keyside_sidecar.audit.reading import Page
+from keyside_sidecar.audit.reading import Filters, Page
 from keyside_sidecar.errors import AuditUnavailable, Refused
-from keyside_sidecar.rpc import audit
+from keyside_sidecar.services import audit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from keyside_sidecar.rpc.guard import Call
 
-
-def call_of(uid: int) -> Call:
-    return cast("Call", SimpleNamespace(subject=SimpleNamespace(uid=uid)))
+SEARCH = audit.SearchRecords(Filters(), 0, "", oldest_first=False)
 
 
 @pytest.fixture
-def servicer(tmp_path: Path) -> Iterator[audit.AuditServicer]:
+def servicer(tmp_path: Path) -> Iterator[audit.AuditService]:
     path = tmp_path / "audit.jsonl"
     path.write_bytes(b"".join(make_chain(50, files=1).files[0]))
     policy = SimpleNamespace(may_read_all_audit=lambda _subject: True)
-    made = audit.AuditServicer(path, cast("Any", policy))
+    made = audit.AuditService(path, cast("Any", policy))
     yield made
     made.close()
 
@@ -52,15 +50,15 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     opened.set()
 
 
-async def begin(servicer: audit.AuditServicer, uid: int) -> asyncio.Task[Any]:
-    search = servicer.search_records(call_of(uid), pb.SearchRecordsRequest())
+async def begin(servicer: audit.AuditService, uid: int) -> asyncio.Task[Any]:
+    search = servicer.search_records(make_caller(uid), SEARCH)
     task = asyncio.create_task(search)
     await asyncio.sleep(0.01)
     return task
 
 
 def test_one_search_at_a_time_for_each_caller(
-    servicer: audit.AuditServicer, gate: threading.Event
+    servicer: audit.AuditService, gate: threading.Event
 ) -> None:
     async def work() -> None:
         first = await begin(servicer, 1001)
@@ -77,7 +75,7 @@ def test_one_search_at_a_time_for_each_caller(
 
 
 def test_who_goes_away_is_not_served_another_until_the_thread_is_done(
-    servicer: audit.AuditServicer, gate: threading.Event
+    servicer: audit.AuditService, gate: threading.Event
 ) -> None:
     async def work() -> None:
         tasks = [await begin(servicer, uid) for uid in (1, 2, 3)]
@@ -96,7 +94,7 @@ def test_who_goes_away_is_not_served_another_until_the_thread_is_done(
     asyncio.run(work())
 
 
-def test_queue_of_searches_is_short(servicer: audit.AuditServicer, gate: threading.Event) -> None:
+def test_queue_of_searches_is_short(servicer: audit.AuditService, gate: threading.Event) -> None:
     async def work() -> None:
         tasks = [await begin(servicer, uid) for uid in range(16)]
         with pytest.raises(Refused):
@@ -109,7 +107,7 @@ def test_queue_of_searches_is_short(servicer: audit.AuditServicer, gate: threadi
 
 @pytest.mark.usefixtures("gate")
 def test_search_that_takes_too_long_is_the_logs_failure_and_not_the_stores(
-    servicer: audit.AuditServicer, monkeypatch: pytest.MonkeyPatch
+    servicer: audit.AuditService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "_TIMEOUT_S", 0.05)
 
@@ -120,12 +118,12 @@ def test_search_that_takes_too_long_is_the_logs_failure_and_not_the_stores(
     asyncio.run(work())
 
 
-def test_pages_follow_one_another(servicer: audit.AuditServicer) -> None:
+def test_pages_follow_one_another(servicer: audit.AuditService) -> None:
     async def work() -> int:
         found, token = 0, ""
         while True:
-            request = pb.SearchRecordsRequest(page_size=7, page_token=token)
-            page = await servicer.search_records(call_of(1001), request)
+            search = replace(SEARCH, page_size=7, page_token=token)
+            page = await servicer.search_records(make_caller(1001), search)
             found, token = found + len(page.records), page.next_page_token
             if not token:
                 return found

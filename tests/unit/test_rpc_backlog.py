@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from keyside_sidecar.rpc.server import BACKLOG_OPTIONS
+from keyside_sidecar.server.inner_servers import BACKLOG_OPTIONS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,14 +10,20 @@ import pytest
 from tests.unit.batch_scene import Scene, reason_of, scene_of
 from tests.unit.made_store import BANK, MAIL, MadeStore, make_store
 
-from keyside.envelope import cut_wrapping_header, open_envelope, parse_wrapping_header
-from keyside.names import KeyName
+from keyside.envelope import (
+    VersionKey,
+    cut_wrapping_header,
+    open_envelope,
+    parse_wrapping_header,
+)
+from keyside.names import VersionNumber
 from keyside.v1 import encryption_pb2 as pb
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import BadRequest, Refused
-from keyside_sidecar.rpc.batch import Batch, Work
-from keyside_sidecar.rpc.tally import Tally
-from keyside_sidecar.rpc.turns import Turns
+from keyside_sidecar.services.batch import Batch, Work
+from keyside_sidecar.services.encryption import Opened, Renewed
+from keyside_sidecar.services.tally import Tally
+from keyside_sidecar.services.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -53,10 +59,9 @@ def test_a_batch_mixes_keys_and_contexts_and_keeps_its_order(made: MadeStore) ->
             asked = [(r.envelope, c) for r, (_, _, c) in zip(sealed, items, strict=True)]
             opened = await scene.decrypt(*asked)
             assert [result.plaintext for result in opened] == [text for _, text, _ in items]
-            for result, (key, text, context) in zip(sealed, items, strict=True):
-                header = parse_wrapping_header(result.envelope)
+            for result, (_key, text, context) in zip(sealed, items, strict=True):
                 request = pb.DecryptRequest(envelope=result.envelope, context=context)
-                plain = await scene.one.decrypt(scene.call(KeyName(key), header), request)
+                plain = await scene.call_one("decrypt", request)
                 assert (plain.plaintext, plain.version) == (text, result.version)
             own = [await seal_plainly(scene, b"plain %d" % n) for n in range(3)]
             opened = await scene.decrypt(*((e, CONTEXT) for e in (*own, *own[:1])))
@@ -69,7 +74,8 @@ def test_a_batch_mixes_keys_and_contexts_and_keeps_its_order(made: MadeStore) ->
 async def seal_plainly(scene: Scene, plaintext: bytes) -> bytes:
     """Return an envelope made by Encrypt."""
     request = pb.EncryptRequest(key=MAIL, plaintext=plaintext, context=CONTEXT)
-    return (await scene.one.encrypt(scene.call(MAIL), request)).envelope
+    envelope: bytes = (await scene.call_one("encrypt", request)).envelope
+    return envelope
 
 
 def test_one_bad_item_harms_no_other(made: MadeStore) -> None:
@@ -252,10 +258,10 @@ def test_a_version_is_used_no_more_once_it_is_disabled(
                 await scene.keyring.rotate(MAIL, actor_uid=5, expected_current=1)
             take, run_work, turns = scene.turns.take, Work.run, -1
 
-            async def run_and_count(work: Work, response: Any) -> bytes:
+            async def run_and_count(work: Work, sink: Any) -> None:
                 nonlocal turns
                 turns = 0
-                return await run_work(work, response)
+                await run_work(work, sink)
 
             async def take_and_disable() -> float:
                 nonlocal turns
@@ -301,15 +307,13 @@ def test_each_item_is_counted_as_a_message(made: MadeStore) -> None:
 def test_a_use_that_is_withdrawn_leaves_only_its_reason() -> None:
     tally = Tally("/path")
     batch = Batch(lambda _: None, tally)
-    opened = pb.BatchDecryptResult(plaintext=b"s", version=pb.KeyVersionRef(key=MAIL, number=3))
+    third, fourth = (VersionKey(MAIL, VersionNumber(n), bytes(16), bytes(32)) for n in (3, 4))
     tally.count(MAIL, 3, 2)
-    batch.withdraw(opened, Refused(Reason.GRANT_ENDED))
-    assert reason_of(opened) == "GRANT_ENDED"
-    reference = pb.KeyVersionRef(key=MAIL, number=4)
-    moved = pb.BatchRewrapResult(envelope=b"e", previous=reference, version=reference)
+    withdrawn = batch.withdraw(Opened(b"s", third), Refused(Reason.GRANT_ENDED))
+    assert withdrawn.reason == "GRANT_ENDED"
     tally.count(MAIL, 4, 1, new_version=4)
-    batch.withdraw(moved, Refused(Reason.GRANT_ENDED))
-    assert reason_of(moved) == "GRANT_ENDED"
+    withdrawn = batch.withdraw(Renewed(b"e", fourth, fourth), Refused(Reason.GRANT_ENDED))
+    assert withdrawn.reason == "GRANT_ENDED"
     facts = tally.describe()
     assert (facts["count"], facts["outcome"]) == (3, "partial")
     assert facts["details"]["items"] == [{"key": MAIL, "version": 3, "count": 1}]
@@ -328,7 +332,7 @@ def test_many_versions_are_summed_up() -> None:
 def test_what_is_unexpected_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """And its text, which may quote an item, is told to nobody (I7)."""
     tally = Tally("/path")
-    told = [tally.fail(ValueError("a secret")).message for _ in range(100)]
+    told = [tally.fail(ValueError("a secret")).text for _ in range(100)]
     assert len(set(told)) == 1
     assert len(caplog.records) == 1
     assert "a secret" not in told[0] + caplog.text

@@ -7,14 +7,16 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.unit.batch_scene import Scene, scene_of
+from tests.unit.api_scene import make_caller
+from tests.unit.batch_scene import UID, Scene, scene_of
 from tests.unit.made_store import BANK, MAIL, MadeStore, make_store
 
-from keyside.envelope import DataKey, PayloadSealer, parse_wrapping_header, suite_by_name
+from keyside.envelope import DataKey, PayloadSealer, suite_by_name
 from keyside.errors import EnvelopeRejected
 from keyside.v1 import encryption_pb2 as pb
+from keyside_sidecar.api.v1 import encryption as messages
 from keyside_sidecar.errors import UnknownVersion, VersionDisabled
-from keyside_sidecar.rpc.descriptions import describe_data_key
+from keyside_sidecar.services.shapes import merge
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -37,13 +39,14 @@ async def generate(
     scene: Scene, key: KeyName = MAIL, *, wrapped_only: bool = False
 ) -> pb.GenerateDataKeyResponse:
     request = pb.GenerateDataKeyRequest(key=key, wrapped_only=wrapped_only)
-    return await scene.data_keys.generate_data_key(scene.call(key), request)
+    given: pb.GenerateDataKeyResponse = await scene.call_one("generate_data_key", request)
+    return given
 
 
 async def decrypt(scene: Scene, wrapped: bytes) -> pb.DecryptDataKeyResponse:
-    header = parse_wrapping_header(wrapped)
     request = pb.DecryptDataKeyRequest(wrapped=wrapped)
-    return await scene.data_keys.decrypt_data_key(scene.call(header.key_name, header), request)
+    given: pb.DecryptDataKeyResponse = await scene.call_one("decrypt_data_key", request)
+    return given
 
 
 def test_a_data_key_and_its_header_make_envelopes_that_the_sidecar_opens(made: MadeStore) -> None:
@@ -128,21 +131,21 @@ def test_the_log_knows_a_data_key_by_its_wrapped_form(made: MadeStore) -> None:
 
     async def scenario() -> None:
         async with scene_of(made) as scene:
-            given = await generate(scene)
+            asked = messages.read_generate_data_key(pb.GenerateDataKeyRequest(key=MAIL))
+            given = await scene.data_keys.generate_data_key(make_caller(UID), asked)
             digest = hashlib.sha256(given.wrapped).hexdigest()
-            request = pb.GenerateDataKeyRequest(key=MAIL)
-            assert describe_data_key(scene.call(MAIL), request, given) == {
+            assert merge(asked.facts(), given.facts()) == {
                 "version": 1,
                 "digest": digest,
                 "details": {"max_age_s": 90, "max_messages": 1 << 20, "max_bytes": 1 << 36},
             }
-            opened = await decrypt(scene, given.wrapped)
-            call = scene.call(MAIL, parse_wrapping_header(given.wrapped))
-            found = describe_data_key(call, pb.DecryptDataKeyRequest(), opened)
+            wanted = messages.read_decrypt_data_key(pb.DecryptDataKeyRequest(wrapped=given.wrapped))
+            opened = await scene.data_keys.decrypt_data_key(make_caller(UID), wanted)
+            found = merge(wanted.facts(), opened.facts())
             assert found == {"version": 1, "digest": digest, "details": {"max_age_s": 90}}
-            failed = describe_data_key(
-                scene.call(MAIL), pb.GenerateDataKeyRequest(wrapped_only=True), None
+            only = messages.read_generate_data_key(
+                pb.GenerateDataKeyRequest(key=MAIL, wrapped_only=True)
             )
-            assert failed == {"details": {"wrapped_only": True}}
+            assert only.facts() == {"details": {"wrapped_only": True}}
 
     run(scenario())

@@ -1,4 +1,4 @@
-"""What a batch's message holds is counted before it is parsed (rpc/items.py)."""
+"""What a batch's message holds is counted before it is parsed (item_count.py)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from keyside.v1 import encryption_pb2 as pb
+from keyside_sidecar.api.v1 import item_count as counting
 from keyside_sidecar.errors import BadRequest
-from keyside_sidecar.rpc import items as counting
-from keyside_sidecar.rpc.items import MAX_ITEMS
-from keyside_sidecar.rpc.turns import Turns
+from keyside_sidecar.services.batches import MAX_ITEMS
+from keyside_sidecar.services.turns import Turns
 
 KINDS: tuple[Any, ...] = (pb.BatchEncryptRequest, pb.BatchDecryptRequest, pb.BatchRewrapRequest)
 EMPTY_ITEM = b"\x0a\x00"

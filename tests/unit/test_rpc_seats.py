@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from keyside_sidecar.peer.caller import Caller
 from keyside_sidecar.peer.connection import Connection
-from keyside_sidecar.peer.credential import PeerCredential
-from keyside_sidecar.rpc.server import InnerServers
+from keyside_sidecar.server.inner_servers import InnerServers
 
 
 def make_connection(number: int, *, public_only: bool = False) -> Connection:
-    connection = Connection(number, PeerCredential(1, 2, 3))
+    connection = Connection(number, Caller(1, 2, 3))
     connection.public_only = public_only
     return connection
 

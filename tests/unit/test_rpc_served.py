@@ -2,82 +2,152 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from keyside.envelope import VersionKey, parse_wrapping_header, seal, suite_by_name
 from keyside.names import KeyName, VersionNumber
-from keyside.v1 import encryption_pb2 as pb
-from keyside_sidecar.access.policy import Subject
+from keyside_sidecar.access.policy import Operation
 from keyside_sidecar.audit.records import build_body
-from keyside_sidecar.peer.connection import Connection
-from keyside_sidecar.peer.credential import PeerCredential
-from keyside_sidecar.rpc import methods
-from keyside_sidecar.rpc.guard import Call
-from keyside_sidecar.rpc.served import write_served
+from keyside_sidecar.peer.caller import Caller
+from keyside_sidecar.server.call import Keeps, UnaryCall, UnaryRpc
+from keyside_sidecar.server.pipeline.record import Recorder
+from keyside_sidecar.services.encryption import Open, Opened, Rewrap, Seal, Sealed
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from keyside_sidecar.services.shapes import Command, Result
 
 KEY = KeyName("mail-credentials")
 VERSION = VersionKey(KEY, VersionNumber(7), bytes(16), bytes(range(32)))
 ENVELOPE = seal(VERSION, b"a token", {"b": "1", 'a"\u2028': "2"}, suite_by_name("AES-256-GCM"))
-CALLER: dict[str, object] = {"pid": 1, "uid": 2, "gid": 3, "account": 'mé"l', "exe": "/a b\\c"}
+HEADER = parse_wrapping_header(ENVELOPE)
+CALLER = Caller(1, 2, 3, account='mé"l', exe="/a b\\c")
+SEALED = Sealed(ENVELOPE, VERSION)
+OPENED = Opened(b"a token", VERSION)
 
 
-def describe(_connection: Connection) -> dict[str, object]:
-    return CALLER
+class Log:
+    """Takes what the recorder of calls writes."""
+
+    takes_each = True
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.records: list[dict[str, Any]] = []
+
+    def require_service_calls(self) -> None:
+        """Take everything."""
+
+    def note_text(self, fields: str) -> None:
+        self.texts.append(fields)
+
+    def note(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
 
 
-def call(*, header: bool) -> Call:
-    connection = Connection(1, PeerCredential(1, 2, 3))
-    parsed = parse_wrapping_header(ENVELOPE) if header else None
-    return Call(connection, Subject(2, frozenset({3})), KEY, parsed)
+class StandingClock:
+    """Shows one time for ever."""
+
+    def now(self) -> datetime:
+        raise NotImplementedError
+
+    def monotonic_s(self) -> float:
+        return 0.0
+
+
+def record(recorder: Recorder, caller: Caller, command: Command, result: Result) -> None:
+    """Record an answered call."""
+    is_seal = isinstance(command, Seal)
+    rpc = UnaryRpc(
+        "keyside.v1.EncryptionService",
+        "Encrypt" if is_seal else "Decrypt",
+        Operation.ENCRYPT if is_seal else Operation.DECRYPT,
+        public=False,
+        keeps=Keeps.CALL,
+        event="encryption.encrypt" if is_seal else "encryption.decrypt",
+        grantable=True,
+        decode=bytes,
+        read=bytes,
+        serve=print,  # type: ignore[arg-type]
+        write=bytes,
+    )
+
+    async def scenario() -> None:
+        entry = recorder.open(UnaryCall(rpc, caller, command))
+        await entry.begin()
+        await entry.end(result)
+
+    asyncio.run(scenario())
+
+
+def make_recorder(log: Log) -> Recorder:
+    return Recorder(log, lambda: ("", 0), StandingClock())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("context", [{}, {"b": "1", 'a"\u2028': "2"}])
-@pytest.mark.parametrize("method", [methods.ENCRYPT, methods.DECRYPT])
-def test_both_ways_make_the_same_record(method: methods.Method, context: dict[str, str]) -> None:
-    request: Any
-    response: Any
-    if method is methods.ENCRYPT:
-        request = pb.EncryptRequest(key=KEY, plaintext=b"a token", context=context)
-        response = pb.EncryptResponse(envelope=ENVELOPE)
+@pytest.mark.parametrize("event", ["encryption.encrypt", "encryption.decrypt"])
+def test_both_ways_make_the_same_record(event: str, context: dict[str, str]) -> None:
+    log = Log()
+    if event == "encryption.encrypt":
+        record(make_recorder(log), CALLER, Seal(KEY, b"a token", context), SEALED)
     else:
-        request = pb.DecryptRequest(envelope=ENVELOPE, context=context)
-        response = pb.DecryptResponse(plaintext=b"a token")
-    response.version.number = 7
-    record = {
-        "event": method.event,
-        "caller": CALLER,
+        record(make_recorder(log), CALLER, Open(HEADER, ENVELOPE, context), OPENED)
+    wanted = {
+        "event": event,
+        "caller": {"pid": 1, "uid": 2, "gid": 3, "account": 'mé"l', "exe": "/a b\\c"},
         "key": KEY,
         "digest": hashlib.sha256(ENVELOPE).hexdigest(),
         "version": 7,
         "context": sorted(context) or None,
         "outcome": "ok",
     }
-    text = write_served(call(header=method is methods.DECRYPT), method, request, response, describe)
-    slow = build_body(record, "x-1", "now", 99)
+    slow = build_body(wanted, "x-1", "now", 99)
+    (text,) = log.texts
     assert f'"id":"x-1","time":"now",{text},"worker":99' == slow
 
 
+def test_the_slow_way_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each record has to be made by itself, it holds the same facts."""
+    log = Log()
+    monkeypatch.setattr(log, "takes_each", False)
+    record(make_recorder(log), CALLER, Seal(KEY, b"a token", {"b": "1"}), SEALED)
+    (found,) = log.records
+    assert found == {
+        "event": "encryption.encrypt",
+        "caller": CALLER.describe(),
+        "key": KEY,
+        "digest": hashlib.sha256(ENVELOPE).hexdigest(),
+        "version": 7,
+        "context": ["b"],
+        "outcome": "ok",
+    }
+
+
 def test_the_caller_is_described_anew_with_each_answer_of_the_name_service() -> None:
-    one = call(header=False)
-    request = pb.EncryptRequest(key=KEY)
-    response = pb.EncryptResponse(envelope=ENVELOPE)
-    asked: list[Connection] = []
-
-    def count(connection: Connection) -> dict[str, object]:
-        asked.append(connection)
-        return CALLER
-
-    for basis, times in ((None, 1), (None, 1), ("an answer", 2), ("an answer", 2), ("next", 3)):
-        one.connection.subject_basis = basis
-        write_served(one, methods.ENCRYPT, request, response, count)
-        assert len(asked) == times
+    """A new answer is a new value; what was made of the former one goes with it."""
+    log = Log()
+    recorder = make_recorder(log)
+    one = replace(CALLER, account="former")
+    for _ in range(2):
+        record(recorder, one, Seal(KEY, b"", {}), SEALED)
+    assert len(recorder._described) == 1
+    record(recorder, replace(one, account="latter"), Seal(KEY, b"", {}), SEALED)
+    assert ["former" in text for text in log.texts] == [True, True, False]
+    assert "latter" in log.texts[2]
+    del one
+    assert not recorder._described, "nothing is kept of callers that are gone"
 
 
 def test_what_could_be_too_long_is_left_to_the_slow_way() -> None:
-    request = pb.EncryptRequest(key=KEY, context={f"{'n' * 100}{n}": "" for n in range(10)})
-    response = pb.EncryptResponse(envelope=ENVELOPE)
-    assert write_served(call(header=False), methods.ENCRYPT, request, response, describe) is None
-    assert write_served(call(header=True), methods.REWRAP, request, response, describe) is None
+    log = Log()
+    context = {f"{'n' * 100}{n}": "" for n in range(10)}
+    record(make_recorder(log), CALLER, Seal(KEY, b"", context), SEALED)
+    record(make_recorder(log), CALLER, Rewrap(HEADER, ENVELOPE), SEALED)
+    assert not log.texts
+    assert len(log.records) == 2

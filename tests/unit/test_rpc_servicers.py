@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.unit.api_scene import make_caller, serve
 from tests.unit.made_store import BANK, MAIL, NOW, MadeStore, make_store
 
-from keyside.envelope import parse_wrapping_header
 from keyside.errors import EnvelopeRejected, InvalidArgument
 from keyside.names import KeyName, VersionNumber
 from keyside.v1 import encryption_pb2, keys_pb2
-from keyside_sidecar.access.policy import KeyPolicy, Policy, ResolvedPrincipals, Subject
+from keyside_sidecar.access.policy import KeyPolicy, Policy, ResolvedPrincipals
+from keyside_sidecar.api.v1 import encryption as encryption_messages
+from keyside_sidecar.api.v1 import keys as key_messages
 from keyside_sidecar.config import parse_config
 from keyside_sidecar.errors import (
     BadRequest,
@@ -28,14 +30,10 @@ from keyside_sidecar.errors import (
     WrongState,
 )
 from keyside_sidecar.keys import Keyring, KeyRules, RolloverPolicy, presence
-from keyside_sidecar.peer.connection import Connection
-from keyside_sidecar.peer.credential import PeerCredential
-from keyside_sidecar.rpc.encryption import EncryptionServicer
-from keyside_sidecar.rpc.guard import Call
-from keyside_sidecar.rpc.key_messages import make_version
-from keyside_sidecar.rpc.keys import KeyServicer
-from keyside_sidecar.rpc.status import describe_failure
-from keyside_sidecar.rpc.versions import Versions
+from keyside_sidecar.services.encryption import EncryptionService
+from keyside_sidecar.services.failures import describe_failure
+from keyside_sidecar.services.keys import KeyService, view_version
+from keyside_sidecar.services.versions import Versions
 from keyside_sidecar.store import VersionInfo, VersionState
 
 if TYPE_CHECKING:
@@ -70,6 +68,8 @@ POLICY = Policy(
     keys={MAIL: ANYBODY, BANK: ANYBODY},
 )
 
+CALLER = make_caller(OPERATOR_UID, login_uid=77)
+
 
 @dataclass
 class SetClock:
@@ -93,77 +93,84 @@ class Scene:
 
     keyring: Keyring
     clock: SetClock
-    keys: KeyServicer = field(init=False)
-    encryption: EncryptionServicer = field(init=False)
+    keys: KeyService = field(init=False)
+    encryption: EncryptionService = field(init=False)
 
     def __post_init__(self) -> None:
-        self.keys = KeyServicer(CONFIG, POLICY, self.keyring, self.clock)
-        versions = Versions(self.keyring, self.clock)
-        self.encryption = EncryptionServicer(CONFIG, self.keyring, versions)
+        self.keys = KeyService(CONFIG, POLICY, self.keyring, self.clock)
+        self.encryption = EncryptionService(CONFIG, Versions(self.keyring, self.clock))
+
+    async def ask(self, method: str, request: Any) -> Any:
+        """Return the response to a call of KeyService."""
+        return await serve(key_messages, self.keys, method, CALLER, request)
+
+    async def use(self, method: str, request: Any) -> Any:
+        """Return the response to a call of EncryptionService."""
+        return await serve(encryption_messages, self.encryption, method, CALLER, request)
 
     async def show(self, **request: Any) -> keys_pb2.GetKeyResponse:
         """Return what GetKey says of MAIL."""
-        return await self.keys.get_key(call_of(), keys_pb2.GetKeyRequest(name=MAIL, **request))
+        response: keys_pb2.GetKeyResponse = await self.ask(
+            "get_key", keys_pb2.GetKeyRequest(name=MAIL, **request)
+        )
+        return response
 
     async def rotate(self, **request: Any) -> keys_pb2.RotateKeyResponse:
         """Roll MAIL over."""
         message = keys_pb2.RotateKeyRequest(name=MAIL, **request)
-        return await self.keys.rotate_key(call_of(), message)
+        response: keys_pb2.RotateKeyResponse = await self.ask("rotate_key", message)
+        return response
 
     async def disable(self, number: int) -> keys_pb2.DisableVersionResponse:
         """Disable a version of MAIL; and so on below."""
         message = keys_pb2.DisableVersionRequest(name=MAIL, number=number)
-        return await self.keys.disable_version(call_of(), message)
+        response: keys_pb2.DisableVersionResponse = await self.ask("disable_version", message)
+        return response
 
     async def enable(self, number: int) -> keys_pb2.EnableVersionResponse:
         """Enable."""
         message = keys_pb2.EnableVersionRequest(name=MAIL, number=number)
-        return await self.keys.enable_version(call_of(), message)
+        response: keys_pb2.EnableVersionResponse = await self.ask("enable_version", message)
+        return response
 
     async def destroy(self, number: int) -> keys_pb2.DestroyVersionResponse:
         """Schedule destruction."""
         message = keys_pb2.DestroyVersionRequest(name=MAIL, number=number)
-        return await self.keys.destroy_version(call_of(), message)
+        response: keys_pb2.DestroyVersionResponse = await self.ask("destroy_version", message)
+        return response
 
     async def cancel(self, number: int) -> keys_pb2.CancelDestroyVersionResponse:
         """Call destruction off."""
         message = keys_pb2.CancelDestroyVersionRequest(name=MAIL, number=number)
-        return await self.keys.cancel_destroy_version(call_of(), message)
+        response: keys_pb2.CancelDestroyVersionResponse = await self.ask(
+            "cancel_destroy_version", message
+        )
+        return response
 
     async def encrypt(self, plaintext: bytes, context: dict[str, str] | None = None) -> bytes:
         """Return an envelope."""
         request = encryption_pb2.EncryptRequest(key=MAIL, plaintext=plaintext, context=context)
-        return (await self.encryption.encrypt(call_of(), request)).envelope
+        envelope: bytes = (await self.use("encrypt", request)).envelope
+        return envelope
 
     async def decrypt(self, envelope: bytes, context: dict[str, str] | None = None) -> bytes:
         """Return a plaintext."""
         request = encryption_pb2.DecryptRequest(envelope=envelope, context=context)
-        return (await self.encryption.decrypt(call_of(envelope), request)).plaintext
+        plaintext: bytes = (await self.use("decrypt", request)).plaintext
+        return plaintext
 
     async def reencrypt(
         self, envelope: bytes, context: dict[str, str] | None = None
     ) -> encryption_pb2.ReencryptResponse:
         """Re-encrypt."""
         request = encryption_pb2.ReencryptRequest(envelope=envelope, context=context)
-        return await self.encryption.reencrypt(call_of(envelope), request)
+        response: encryption_pb2.ReencryptResponse = await self.use("reencrypt", request)
+        return response
 
     async def read_usage(self) -> dict[int, keys_pb2.VersionUsage]:
         """Return what is shown of use, after the store was told of all."""
         await self.keyring.flush_usage()
         return {version.number: version.usage for version in (await self.show()).versions}
-
-
-def call_of(envelope: bytes | None = None) -> Call:
-    """Return a call as the guard makes it."""
-    credential = PeerCredential(
-        pid=4711, uid=OPERATOR_UID, gid=1010, groups=(), login_uid=77, session_id=5
-    )
-    return Call(
-        Connection(1, credential),
-        Subject(OPERATOR_UID, frozenset()),
-        MAIL,
-        None if envelope is None else parse_wrapping_header(envelope),
-    )
 
 
 @pytest.fixture
@@ -193,7 +200,8 @@ def list_events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int, dict[s
     return [
         (record.message, record.levelno, record.__dict__["facts"])
         for record in caplog.records
-        if record.name == "keyside_sidecar.rpc.keys" and record.message != "key change requested"
+        if record.name == "keyside_sidecar.services.keys"
+        and record.message != "key change requested"
     ]
 
 
@@ -222,7 +230,7 @@ def test_a_key_shows_its_policy_and_its_next_rollover(made: MadeStore) -> None:
             assert key.next_rollover_at.ToDatetime(UTC) == NOW + timedelta(days=30)
             scene.clock.at = NOW + timedelta(days=10)
             assert (await scene.show()).key.next_rollover_at == key.next_rollover_at
-            listed = await scene.keys.list_keys(call_of(), keys_pb2.ListKeysRequest())
+            listed = await scene.ask("list_keys", keys_pb2.ListKeysRequest())
             assert [item.name for item in listed.keys] == [BANK, MAIL]
             assert listed.keys[1] == key
 
@@ -308,7 +316,7 @@ def test_what_is_left_until_destruction_is_never_below_nothing(
     info = VersionInfo(
         MAIL, VersionNumber(1), bytes(16), VersionState.DISABLED, NOW, destroy_due_s=100.0
     )
-    message = make_version(info, observed_s=observed_s)
+    message = key_messages.make_version(view_version(info, observed_s))
     assert message.HasField("destroy_in")
     assert message.destroy_in.ToTimedelta() == timedelta(seconds=left_s)
     assert not message.HasField("usage")
@@ -483,7 +491,7 @@ def test_use_is_counted_where_something_was_sealed_or_opened(made: MadeStore) ->
             assert not usage[1].HasField("last_opened_at")
             assert usage[2].messages == 0
             request = encryption_pb2.RewrapRequest(envelope=envelope)
-            await scene.encryption.rewrap(call_of(envelope), request)
+            await scene.use("rewrap", request)
             usage = await scene.read_usage()
             assert usage[1].HasField("last_opened_at")
             assert usage[2].messages >= 1, "an envelope under it was made"
@@ -524,9 +532,7 @@ def test_reencrypting_gives_a_new_data_key_under_the_current_version(made: MadeS
             context = {"record": "1"}
             envelope = await scene.encrypt(b"secret", context)
             await scene.rotate()
-            rewrapped = await scene.encryption.rewrap(
-                call_of(envelope), encryption_pb2.RewrapRequest(envelope=envelope)
-            )
+            rewrapped = await scene.use("rewrap", encryption_pb2.RewrapRequest(envelope=envelope))
             answer = await scene.reencrypt(envelope, context)
             assert (answer.previous.number, answer.version.number) == (1, 2)
             assert answer.version.key == MAIL

@@ -58,6 +58,7 @@ from keyside_sidecar.access.requests import (
     AccessState,
     Approval,
     EndReason,
+    Person,
     merge_ranges,
 )
 from keyside_sidecar.access.wish import check_text, check_wish, order_operations
@@ -67,7 +68,8 @@ if TYPE_CHECKING:
 
     from keyside_sidecar.access.elevation_policy import ElevationPolicy
     from keyside_sidecar.access.facts import Facts
-    from keyside_sidecar.access.requests import AccessId, AccessWish, Actor, Moment, Person
+    from keyside_sidecar.access.requests import AccessId, AccessWish, Moment
+    from keyside_sidecar.peer.caller import Caller
 
 # In the whole store: every use of a grant checks all of them.
 MOST_OPEN: Final = 1000
@@ -77,7 +79,7 @@ OBSERVED_STEP_US: Final = 30 * 1_000_000
 
 def make_request(  # noqa: PLR0917  (as every decision takes them, and two more)
     wish: AccessWish,
-    requester: Actor,
+    requester: Caller,
     facts: Facts,
     moment: Moment,
     access_id: AccessId,
@@ -102,7 +104,7 @@ def make_request(  # noqa: PLR0917  (as every decision takes them, and two more)
     check_wish(wish, elevation)
     if len(open_requests) >= MOST_OPEN:
         raise refuse("ACCESS_BOOK_FULL")
-    person = elevation.person_of(requester.subject.uid)
+    person = elevation.person_of(requester.uid)
     own = [
         known
         for known in open_requests
@@ -115,7 +117,7 @@ def make_request(  # noqa: PLR0917  (as every decision takes them, and two more)
     return AccessRequest(
         id=access_id,
         key=wish.key,
-        requester=requester.person,
+        requester=Person.of(requester),
         host=facts.host,
         reason=wish.reason,
         ticket=wish.ticket,
@@ -138,7 +140,7 @@ def make_request(  # noqa: PLR0917  (as every decision takes them, and two more)
 
 
 def approve(
-    request: AccessRequest, moment: Moment, facts: Facts, approver: Actor, comment: str = ""
+    request: AccessRequest, moment: Moment, facts: Facts, approver: Caller, comment: str = ""
 ) -> AccessRequest:
     """Return the request with one more approval; APPROVED if that was the last one missing.
 
@@ -160,18 +162,18 @@ def approve(
     index = kept.current_level
     if index is None:
         raise refuse("ACCESS_NOT_PENDING")
-    person = elevation.person_of(approver.subject.uid)
+    person = elevation.person_of(approver.uid)
     if person == elevation.person_of(request.requester.uid):
         raise refuse("ACCESS_OWN_REQUEST", after=after)
     counting = [approval for level in kept.levels for approval in level.counting]
     if any(elevation.person_of(approval.person.uid) == person for approval in counting):
         raise refuse("ACCESS_DECIDED_ALREADY", after=after)
     level = kept.levels[index]
-    if level.gid not in approver.subject.gids:
+    if level.gid not in approver.gids:
         raise refuse("ACCESS_NOT_YOUR_LEVEL", after=after)
     if sum(len(level.approvals) for level in kept.levels) >= MOST_APPROVALS:
         raise refuse("ACCESS_TOO_MANY_APPROVALS", after=after)
-    given = Approval(approver.person, moment.now_us, comment)
+    given = Approval(Person.of(approver), moment.now_us, comment)
     approved = _with_level(kept, index, replace(level, approvals=(*level.approvals, given)))
     if approved.current_level is not None:
         return approved
@@ -186,7 +188,7 @@ def approve(
 
 
 def deny(
-    request: AccessRequest, moment: Moment, facts: Facts, approver: Actor, reason: str
+    request: AccessRequest, moment: Moment, facts: Facts, approver: Caller, reason: str
 ) -> AccessRequest:
     """Return the request, ended by an approver of any level.
 
@@ -201,12 +203,14 @@ def deny(
     _look(request, moment, facts)
     if request.state is AccessState.ACTIVE:
         raise refuse("ACCESS_ACTIVE")
-    if elevation.person_of(approver.subject.uid) == elevation.person_of(request.requester.uid):
+    if elevation.person_of(approver.uid) == elevation.person_of(request.requester.uid):
         raise refuse("ACCESS_OWN_REQUEST")
-    return end_for(request, moment, EndReason.DENIED, reason, approver.person)
+    return end_for(request, moment, EndReason.DENIED, reason, Person.of(approver))
 
 
-def cancel(request: AccessRequest, moment: Moment, facts: Facts, requester: Actor) -> AccessRequest:
+def cancel(
+    request: AccessRequest, moment: Moment, facts: Facts, requester: Caller
+) -> AccessRequest:
     """Return the request, ended by whoever made it, before it is a grant.
 
     One that has ended stays as it is.
@@ -220,11 +224,11 @@ def cancel(request: AccessRequest, moment: Moment, facts: Facts, requester: Acto
     _look(request, moment, facts)
     if request.state is AccessState.ACTIVE:
         raise refuse("ACCESS_ACTIVE")
-    return end_for(request, moment, EndReason.CANCELLED, "", requester.person)
+    return end_for(request, moment, EndReason.CANCELLED, "", Person.of(requester))
 
 
 def activate(
-    request: AccessRequest, moment: Moment, facts: Facts, requester: Actor, credential_hash: bytes
+    request: AccessRequest, moment: Moment, facts: Facts, requester: Caller, credential_hash: bytes
 ) -> AccessRequest:
     """Return the request as a grant, which begins now.
 
@@ -260,7 +264,7 @@ def activate(
 
 
 def revoke(
-    request: AccessRequest, moment: Moment, facts: Facts, revoker: Actor, reason: str = ""
+    request: AccessRequest, moment: Moment, facts: Facts, revoker: Caller, reason: str = ""
 ) -> AccessRequest:
     """Return the request or grant, ended by its holder, any approver or any operator.
 
@@ -272,13 +276,13 @@ def revoke(
     """
     _require_allowed(facts, revoker, Operation.REVOKE_ACCESS)
     check_text("reason", reason)
-    policy, subject = facts.policy, revoker.subject
-    if not policy.operators.include(subject) and not policy.is_approver(subject):
+    policy = facts.policy
+    if not policy.operators.include(revoker) and not policy.is_approver(revoker):
         _require_owner(request, facts, revoker)
     if not request.lives:
         return request
     _look(request, moment, facts)
-    return end_for(request, moment, EndReason.REVOKED, reason, revoker.person)
+    return end_for(request, moment, EndReason.REVOKED, reason, Person.of(revoker))
 
 
 _TIMED_OUT: Final = {
@@ -375,10 +379,10 @@ def finish_rollover(request: AccessRequest, _moment: Moment) -> AccessRequest:
 
 
 def _require_allowed(
-    facts: Facts, actor: Actor, operation: Operation, key: str | None = None
+    facts: Facts, actor: Caller, operation: Operation, key: str | None = None
 ) -> None:
     """Ask policy once more: it may have changed since the call came in."""
-    reason = facts.policy.decide(actor.subject, operation, key)
+    reason = facts.policy.decide(actor, operation, key)
     if reason is not None:
         raise refuse_as(reason)
 
@@ -395,9 +399,9 @@ def _require_here(request: AccessRequest, facts: Facts) -> None:
         raise refuse("ACCESS_OF_ANOTHER_HOST")
 
 
-def _require_owner(request: AccessRequest, facts: Facts, actor: Actor) -> None:
+def _require_owner(request: AccessRequest, facts: Facts, actor: Caller) -> None:
     _require_here(request, facts)
-    if request.requester.uid != actor.subject.uid:
+    if request.requester.uid != actor.uid:
         raise refuse("ACCESS_NOT_YOURS")
 
 

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from keyside_sidecar.access.facts import Facts
-    from keyside_sidecar.access.requests import AccessItem, AccessRequest, Actor, Moment
+    from keyside_sidecar.access.requests import AccessItem, AccessRequest, Moment
     from keyside_sidecar.errors import AccessRefused
+    from keyside_sidecar.peer.caller import Caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def fits_credential(known: bytes | None, presented: bytes) -> bool:
     return known is not None and hmac.compare_digest(known, presented)
 
 
-def check_holder(request: AccessRequest, moment: Moment, facts: Facts, holder: Actor) -> None:
+def check_holder(request: AccessRequest, moment: Moment, facts: Facts, holder: Caller) -> None:
     """Check that the holder of the credential may use the grant now, for whatever it covers.
 
     Somebody else, or somebody on another host, is told nothing about the grant.
@@ -58,17 +59,17 @@ def check_holder(request: AccessRequest, moment: Moment, facts: Facts, holder: A
     Raises:
         AccessRefused: CREDENTIAL_REFUSED, GRANT_ENDED, or why policy refuses the holder.
     """
-    if not facts.is_host_of(request) or holder.subject.uid != request.requester.uid:
+    if not facts.is_host_of(request) or holder.uid != request.requester.uid:
         raise refuse_as(Reason.CREDENTIAL_REFUSED)
-    if holder.subject.borrowed is not None:
-        raise refuse_as(holder.subject.borrowed)
+    if holder.borrowed is not None:
+        raise refuse_as(holder.borrowed)
     if request.state is not AccessState.ACTIVE:
         raise refuse_as(Reason.GRANT_ENDED, detail=request.end_reason or "")
-    now = replace(facts, gids_of={**facts.gids_of, holder.subject.uid: holder.subject.gids})
+    now = replace(facts, gids_of={**facts.gids_of, holder.uid: holder.gids})
     looked = review(request, moment, now)
     if not looked.lives:
         raise refuse_as(Reason.GRANT_ENDED, detail=looked.end_reason or "", after=looked)
-    refusal = facts.policy.decide(holder.subject, Operation.USE_ACCESS, request.key)
+    refusal = facts.policy.decide(holder, Operation.USE_ACCESS, request.key)
     if refusal is not None:
         raise refuse_as(refusal)
 
@@ -77,7 +78,7 @@ def use(
     request: AccessRequest,
     moment: Moment,
     facts: Facts,
-    holder: Actor,
+    holder: Caller,
     items: Sequence[AccessItem],
 ) -> Usage:
     """Return the grant with one use counted for each item that it covers.
@@ -124,7 +125,7 @@ def judge(
     request: AccessRequest,
     moment: Moment,
     facts: Facts,
-    holder: Actor,
+    holder: Caller,
     items: Sequence[AccessItem],
 ) -> Sequence[AccessRefused | None]:
     """Return why the grant doesn't cover items, or None for each that it does; counts no use.

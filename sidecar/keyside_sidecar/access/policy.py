@@ -43,7 +43,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from keyside_sidecar.access.reasons import Reason
 
@@ -82,9 +82,33 @@ class Operation(enum.Enum):
     REFLECT = "reflect"
 
 
+class Principal(Protocol):
+    """What policy looks at in a caller."""
+
+    @property
+    def uid(self) -> int:
+        """The user id."""
+
+    @property
+    def gids(self) -> frozenset[int]:
+        """All its groups, the primary one too."""
+
+    @property
+    def standing(self) -> Reason | None:
+        """Not None: it is refused everything but health and the public part of status."""
+
+    @property
+    def person(self) -> Reason | None:
+        """Not None: the process belongs to a person's login, or that can't be read (I4)."""
+
+    @property
+    def borrowed(self) -> Reason | None:
+        """Not None: the process belongs to the login of another account, or can't be read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What policy looks at in a caller.
+    """An account that policy is asked about although it is not calling.
 
     Args:
         uid: The caller's user id.
@@ -109,7 +133,7 @@ class ResolvedPrincipals:
     gids: frozenset[int] = frozenset()
     uids: frozenset[int] = frozenset()
 
-    def include(self, subject: Subject) -> bool:
+    def include(self, subject: Principal) -> bool:
         """Return whether the subject is one of these."""
         return subject.uid in self.uids or not self.gids.isdisjoint(subject.gids)
 
@@ -130,19 +154,19 @@ class KeyPolicy:
     decrypt_gids: frozenset[int] | None = None
     allows_data_keys: bool = False
 
-    def may_encrypt(self, subject: Subject) -> bool:
+    def may_encrypt(self, subject: Principal) -> bool:
         """Return whether the policy lets the subject encrypt."""
         return self.allowed.include(subject) and (
             self.encrypt_gids is None or not self.encrypt_gids.isdisjoint(subject.gids)
         )
 
-    def may_decrypt(self, subject: Subject) -> bool:
+    def may_decrypt(self, subject: Principal) -> bool:
         """Return whether the policy lets the subject decrypt and rewrap."""
         return self.allowed.include(subject) and (
             self.decrypt_gids is None or not self.decrypt_gids.isdisjoint(subject.gids)
         )
 
-    def serves(self, subject: Subject) -> bool:
+    def serves(self, subject: Principal) -> bool:
         """Return whether the policy lets the subject do anything with the key."""
         return self.may_encrypt(subject) or self.may_decrypt(subject)
 
@@ -181,7 +205,7 @@ class Policy:
         named += [key.allowed.uids for key in self.keys.values()]
         return frozenset().union(*named)
 
-    def decide(self, subject: Subject, operation: Operation, key: str | None) -> Reason | None:
+    def decide(self, subject: Principal, operation: Operation, key: str | None) -> Reason | None:
         """Return None where the subject may carry out the operation, otherwise why not.
 
         A key that doesn't exist and one that the subject may not use give the same reason.
@@ -196,7 +220,7 @@ class Policy:
             return subject.standing or Reason.METHOD_UNKNOWN
         return rule(self, subject, key)
 
-    def decide_for_any(self, subject: Subject, operation: Operation) -> Reason | None:
+    def decide_for_any(self, subject: Principal, operation: Operation) -> Reason | None:
         """Return None where there is a key that the subject may do this with, otherwise why not.
 
         Args:
@@ -209,7 +233,7 @@ class Policy:
         allowed = any(self.decide(subject, operation, key) is None for key in self.keys)
         return None if allowed else reason
 
-    def is_allowed_anything(self, subject: Subject) -> bool:
+    def is_allowed_anything(self, subject: Principal) -> bool:
         """Return whether any operation but health and public status is open to the subject."""
         if subject.standing is not None:
             return False
@@ -217,7 +241,7 @@ class Policy:
             return True
         return subject.person is None and any(key.serves(subject) for key in self.keys.values())
 
-    def visible_keys(self, subject: Subject) -> frozenset[str]:
+    def visible_keys(self, subject: Principal) -> frozenset[str]:
         """Return the names of the keys that the subject may know of."""
         if subject.standing is not None:
             return frozenset()
@@ -227,29 +251,29 @@ class Policy:
             return frozenset()
         return frozenset(name for name, key in self.keys.items() if key.serves(subject))
 
-    def is_requester(self, subject: Subject) -> bool:
+    def is_requester(self, subject: Principal) -> bool:
         """Return whether the subject is in a group that may ask for access."""
         return self.elevation is not None and not self.elevation.requester_gids.isdisjoint(
             subject.gids
         )
 
-    def is_approver(self, subject: Subject) -> bool:
+    def is_approver(self, subject: Principal) -> bool:
         """Return whether the subject is in a group of any level of approval."""
         return self.elevation is not None and not self.elevation.level_gids.isdisjoint(subject.gids)
 
-    def may_see_all_access(self, subject: Subject) -> bool:
+    def may_see_all_access(self, subject: Principal) -> bool:
         """Return whether the subject sees everybody's requests and grants, not only its own."""
         return subject.standing is None and (self._may_look(subject) or self.is_approver(subject))
 
-    def may_read_all_audit(self, subject: Subject) -> bool:
+    def may_read_all_audit(self, subject: Principal) -> bool:
         """Return whether the subject reads everybody's audit records, not only its own."""
         return subject.standing is None and self.auditors.include(subject)
 
-    def _may_look(self, subject: Subject) -> bool:
+    def _may_look(self, subject: Principal) -> bool:
         return self.operators.include(subject) or self.auditors.include(subject)
 
 
-def _refuse_as_service(policy: Policy, subject: Subject) -> Reason | None:
+def _refuse_as_service(policy: Policy, subject: Principal) -> Reason | None:
     """Return why the subject is no service at all, whatever the key."""
     if subject.standing is not None:
         return subject.standing
@@ -258,7 +282,7 @@ def _refuse_as_service(policy: Policy, subject: Subject) -> Reason | None:
     return subject.person
 
 
-def _decide_encrypt(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+def _decide_encrypt(policy: Policy, subject: Principal, key: str | None) -> Reason | None:
     refusal = _refuse_as_service(policy, subject)
     if refusal is not None:
         return refusal
@@ -266,7 +290,7 @@ def _decide_encrypt(policy: Policy, subject: Subject, key: str | None) -> Reason
     return None if found is not None and found.may_encrypt(subject) else Reason.NOT_ALLOWED
 
 
-def _decide_decrypt(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+def _decide_decrypt(policy: Policy, subject: Principal, key: str | None) -> Reason | None:
     refusal = _refuse_as_service(policy, subject)
     if refusal is not None:
         return refusal
@@ -274,15 +298,15 @@ def _decide_decrypt(policy: Policy, subject: Subject, key: str | None) -> Reason
     return None if found is not None and found.may_decrypt(subject) else Reason.NOT_ALLOWED
 
 
-def _decide_reencrypt(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+def _decide_reencrypt(policy: Policy, subject: Principal, key: str | None) -> Reason | None:
     return _decide_decrypt(policy, subject, key) or _decide_encrypt(policy, subject, key)
 
 
-def _decide_generate_data_key(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+def _decide_generate_data_key(policy: Policy, subject: Principal, key: str | None) -> Reason | None:
     return _decide_encrypt(policy, subject, key) or _decide_data_keys(policy, key)
 
 
-def _decide_decrypt_data_key(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+def _decide_decrypt_data_key(policy: Policy, subject: Principal, key: str | None) -> Reason | None:
     return _decide_decrypt(policy, subject, key) or _decide_data_keys(policy, key)
 
 
@@ -293,7 +317,7 @@ def _decide_data_keys(policy: Policy, key: str | None) -> Reason | None:
     return None if allowed else Reason.DATA_KEYS_NOT_ALLOWED
 
 
-def _decide_describe(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+def _decide_describe(policy: Policy, subject: Principal, key: str | None) -> Reason | None:
     if subject.standing is not None:
         return subject.standing
     found = policy.keys.get(key) if key is not None else None
@@ -304,13 +328,13 @@ def _decide_describe(policy: Policy, subject: Subject, key: str | None) -> Reaso
     return None if found is not None and found.serves(subject) else Reason.NOT_ALLOWED
 
 
-def _decide_list(policy: Policy, subject: Subject, _key: str | None) -> Reason | None:
+def _decide_list(policy: Policy, subject: Principal, _key: str | None) -> Reason | None:
     if policy.is_allowed_anything(subject):
         return None
     return subject.standing or subject.person or Reason.NOT_ALLOWED
 
 
-def _decide_manage(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+def _decide_manage(policy: Policy, subject: Principal, key: str | None) -> Reason | None:
     if subject.standing is not None:
         return subject.standing
     if not policy.operators.include(subject):
@@ -318,14 +342,14 @@ def _decide_manage(policy: Policy, subject: Subject, key: str | None) -> Reason 
     return None if key is not None and key in policy.keys else Reason.NOT_ALLOWED
 
 
-def _decide_request(policy: Policy, subject: Subject, key: str | None) -> Reason | None:
+def _decide_request(policy: Policy, subject: Principal, key: str | None) -> Reason | None:
     refusal = _refuse_as_requester(policy, subject)
     if refusal is not None:
         return refusal
     return None if key is not None and key in policy.keys else Reason.NOT_ALLOWED
 
 
-def _refuse_as_requester(policy: Policy, subject: Subject) -> Reason | None:
+def _refuse_as_requester(policy: Policy, subject: Principal) -> Reason | None:
     """Return why the subject can't get or hold a grant, whatever the key."""
     if subject.standing is not None:
         return subject.standing
@@ -336,30 +360,30 @@ def _refuse_as_requester(policy: Policy, subject: Subject) -> Reason | None:
     return subject.borrowed
 
 
-def _decide_activate(policy: Policy, subject: Subject, _key: str | None) -> Reason | None:
+def _decide_activate(policy: Policy, subject: Principal, _key: str | None) -> Reason | None:
     return _refuse_as_requester(policy, subject)
 
 
-def _decide_cancel(policy: Policy, subject: Subject, _key: str | None) -> Reason | None:
+def _decide_cancel(policy: Policy, subject: Principal, _key: str | None) -> Reason | None:
     if subject.standing is not None:
         return subject.standing
     return None if policy.is_requester(subject) else Reason.NOT_A_REQUESTER
 
 
-def _decide_approval(policy: Policy, subject: Subject, _key: str | None) -> Reason | None:
+def _decide_approval(policy: Policy, subject: Principal, _key: str | None) -> Reason | None:
     if subject.standing is not None:
         return subject.standing
     return subject.borrowed if policy.is_approver(subject) else Reason.NOT_AN_APPROVER
 
 
-def _decide_list_access(policy: Policy, subject: Subject, _key: str | None) -> Reason | None:
+def _decide_list_access(policy: Policy, subject: Principal, _key: str | None) -> Reason | None:
     if subject.standing is not None:
         return subject.standing
     sees = policy.may_see_all_access(subject) or policy.is_requester(subject)
     return None if sees else Reason.NOT_ALLOWED
 
 
-def _decide_revoke(policy: Policy, subject: Subject, _key: str | None) -> Reason | None:
+def _decide_revoke(policy: Policy, subject: Principal, _key: str | None) -> Reason | None:
     if subject.standing is not None:
         return subject.standing
     may = (
@@ -370,11 +394,11 @@ def _decide_revoke(policy: Policy, subject: Subject, _key: str | None) -> Reason
     return None if may else Reason.NOT_ALLOWED
 
 
-def _allow_anybody(_policy: Policy, _subject: Subject, _key: str | None) -> Reason | None:
+def _allow_anybody(_policy: Policy, _subject: Principal, _key: str | None) -> Reason | None:
     return None
 
 
-_RULES: Final[Mapping[Operation, Callable[[Policy, Subject, str | None], Reason | None]]] = (
+_RULES: Final[Mapping[Operation, Callable[[Policy, Principal, str | None], Reason | None]]] = (
     MappingProxyType(
         {
             Operation.ENCRYPT: _decide_encrypt,

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from keyside_sidecar.access.facts import Facts
-    from keyside_sidecar.access.requests import AccessRequest, Actor, Moment
+    from keyside_sidecar.access.requests import AccessRequest, Moment
+    from keyside_sidecar.peer.caller import Caller
 
 _SOME_REASON: Final = "x"
 _SOME_HASH: Final = bytes(32)
@@ -47,7 +48,7 @@ class Prospect:
 
 
 _DECISIONS: Final[
-    Mapping[AccessAction, Callable[[AccessRequest, Moment, Facts, Actor], AccessRequest]]
+    Mapping[AccessAction, Callable[[AccessRequest, Moment, Facts, Caller], AccessRequest]]
 ] = {
     AccessAction.APPROVE: elevation.approve,
     AccessAction.DENY: lambda request, moment, facts, actor: elevation.deny(
@@ -65,7 +66,7 @@ def foresee(
     request: AccessRequest,
     moment: Moment,
     facts: Facts,
-    actor: Actor,
+    actor: Caller,
     *,
     activating: AccessRefused | None = None,
 ) -> tuple[Prospect, ...]:

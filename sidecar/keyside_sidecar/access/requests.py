@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from keyside.names import KeyName
-    from keyside_sidecar.access.policy import Subject
     from keyside_sidecar.clock import BootTime
+    from keyside_sidecar.peer.caller import Caller
 
 AccessId = NewType("AccessId", str)
 
@@ -100,18 +100,10 @@ class Person:
     uid: int
     account: str
 
-
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """Somebody who acts on a request, as policy sees them now."""
-
-    subject: Subject
-    account: str
-
-    @property
-    def person(self) -> Person:
-        """The account, as it is recorded."""
-        return Person(self.subject.uid, self.account)
+    @classmethod
+    def of(cls, caller: Caller) -> Person:
+        """Return a caller's account, as it is recorded."""
+        return cls(caller.uid, caller.account)
 
 
 @dataclass(frozen=True, slots=True)

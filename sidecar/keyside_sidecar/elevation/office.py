@@ -3,7 +3,7 @@
 What may be done is decided by pure code (access/elevation.py) inside the transaction that does it,
 on the row as the store has it then. Here is what that code can't do: authenticate, ask who is in
 which group now, and say what happened. The caller's own records, before and after, are the
-journal's (rpc/journal.py); what ends by itself is recorded here.
+recorder's (server/pipeline/record.py); what ends by itself is recorded here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from keyside_sidecar.access.policy import Operation, Subject
 from keyside_sidecar.access.prospects import foresee
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.access.refusals import refuse_as
-from keyside_sidecar.access.requests import AccessState, Actor
+from keyside_sidecar.access.requests import AccessState
 from keyside_sidecar.errors import (
     AccessFactsMissing,
     AccessRefused,
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from keyside_sidecar.audit.sender import AuditSender
     from keyside_sidecar.elevation.standing import Standing
     from keyside_sidecar.keys import Keyring
+    from keyside_sidecar.peer.caller import Caller
     from keyside_sidecar.store.access_rows import AccessUse
     from keyside_sidecar.store.elevation import ChangedAccess
 
@@ -77,7 +78,7 @@ class PendingUse:
 
     grant_id: AccessId
     credential_hash: bytes
-    holder: Actor
+    holder: Caller
     found: AccessRequest
     moment: Moment
     facts: Facts
@@ -111,15 +112,15 @@ class AccessOffice:
 
     # -- what people ask for ------------------------------------------------------------------
 
-    async def authenticate(self, subject: Subject, password: bytes) -> None:
+    async def authenticate(self, caller: Caller, password: bytes) -> None:
         """Have PAM check who is calling.
 
         Raises:
             AuthenticationFailed: It is not they, or that can't be known now.
         """
-        await self._standing.authenticate(subject.uid, password)
+        await self._standing.authenticate(caller.uid, password)
 
-    async def request(self, requester: Actor, wish: AccessWish) -> AccessRequest:
+    async def request(self, requester: Caller, wish: AccessWish) -> AccessRequest:
         """Write a request down.
 
         Raises:
@@ -127,8 +128,8 @@ class AccessOffice:
             AccessRefused: Too many are open already.
             StoreError: The store is away, or fails its checks; nothing was written.
         """
-        await self._refuse_operators(requester.subject)
-        facts = self._facts({requester.subject.uid: requester.subject.gids})
+        await self._refuse_operators(requester)
+        facts = self._facts({requester.uid: requester.gids})
         access_id = make_access_id(os.urandom(8))
 
         def make(open_requests: Sequence[AccessRequest], moment: Moment) -> AccessRequest:
@@ -136,7 +137,7 @@ class AccessOffice:
 
         return await self._change(partial(self._keyring.store.access.insert, make))
 
-    async def check_wish(self, requester: Actor, wish: AccessWish) -> None:
+    async def check_wish(self, requester: Caller, wish: AccessWish) -> None:
         """Go through all that :meth:`request` looks at, and write nothing.
 
         Raises:
@@ -144,13 +145,13 @@ class AccessOffice:
             AccessRefused: As for :meth:`request`.
             StoreError: The store is away, or fails its checks.
         """
-        await self._refuse_operators(requester.subject)
-        facts = self._facts({requester.subject.uid: requester.subject.gids})
+        await self._refuse_operators(requester)
+        facts = self._facts({requester.uid: requester.gids})
         moment = await self._keyring.look(self._keyring.store.access.read_moment)
         access_id = make_access_id(os.urandom(8))
         elevation.make_request(wish, requester, facts, moment, access_id, await self.list_open())
 
-    async def approve(self, access_id: AccessId, approver: Actor, comment: str) -> AccessRequest:
+    async def approve(self, access_id: AccessId, approver: Caller, comment: str) -> AccessRequest:
         """Add an approval at the level that is next.
 
         Raises:
@@ -166,7 +167,7 @@ class AccessOffice:
             ),
         )
 
-    async def deny(self, access_id: AccessId, approver: Actor, reason: str) -> AccessRequest:
+    async def deny(self, access_id: AccessId, approver: Caller, reason: str) -> AccessRequest:
         """End a request that is not active yet.
 
         Raises:
@@ -180,7 +181,7 @@ class AccessOffice:
             lambda facts, request, moment: elevation.deny(request, moment, facts, approver, reason),
         )
 
-    async def cancel(self, access_id: AccessId, requester: Actor) -> AccessRequest:
+    async def cancel(self, access_id: AccessId, requester: Caller) -> AccessRequest:
         """Take the caller's own request back.
 
         Raises:
@@ -194,7 +195,7 @@ class AccessOffice:
             lambda facts, request, moment: elevation.cancel(request, moment, facts, requester),
         )
 
-    async def activate(self, access_id: AccessId, requester: Actor) -> tuple[AccessRequest, str]:
+    async def activate(self, access_id: AccessId, requester: Caller) -> tuple[AccessRequest, str]:
         """Make the grant of an approved request, and its credential, which is kept nowhere.
 
         Raises:
@@ -203,7 +204,7 @@ class AccessOffice:
             Refused: As for :meth:`approve`.
             StoreError: As for :meth:`approve`.
         """
-        await self._refuse_operators(requester.subject)
+        await self._refuse_operators(requester)
         credential = make_credential(os.urandom(32))
         hashed = hash_credential(credential)
         changed = await self._decide(
@@ -215,7 +216,7 @@ class AccessOffice:
         )
         return changed, credential
 
-    async def revoke(self, access_id: AccessId, revoker: Actor, reason: str) -> AccessRequest:
+    async def revoke(self, access_id: AccessId, revoker: Caller, reason: str) -> AccessRequest:
         """End a request or a grant; once this returns, the store refuses its next use.
 
         Raises:
@@ -242,7 +243,7 @@ class AccessOffice:
         return await self._keyring.look(partial(self._keyring.store.access.find, access_id))
 
     async def foresee(
-        self, actor: Actor, requests: Sequence[AccessRequest]
+        self, actor: Caller, requests: Sequence[AccessRequest]
     ) -> list[tuple[Prospect, ...]]:
         """Return what somebody may do about each of some requests now, and why not the rest.
 
@@ -256,15 +257,15 @@ class AccessOffice:
             return [() for _ in requests]
         moment = await self._keyring.look(self._keyring.store.access.read_moment)
         uids = frozenset[int]().union(*map(uids_to_check, open_ones))
-        gids = {actor.subject.uid: actor.subject.gids}
+        gids = {actor.uid: actor.gids}
         fallen: frozenset[int] = frozenset()
         operator: AccessRefused | None = None
         with suppress(Refused, AuthenticationFailed):
-            gids |= await self._standing.read_groups(uids - {actor.subject.uid})
+            gids |= await self._standing.read_groups(uids - {actor.uid})
             if len(requests) == 1:  # PAM is asked account by account
                 fallen = await self._standing.find_fallen(uids)
         try:
-            await self._refuse_operators(actor.subject)
+            await self._refuse_operators(actor)
         except Refused as error:
             operator = refuse_as(error.reason)
         facts = self._facts(gids, fallen)
@@ -302,14 +303,11 @@ class AccessOffice:
 
     # -- uses ---------------------------------------------------------------------------------
 
-    async def find_use(
-        self, subject: Subject, account: str, key: str | None, text: str
-    ) -> PendingUse:
+    async def find_use(self, caller: Caller, key: str | None, text: str) -> PendingUse:
         """Find the grant behind a credential.
 
         Args:
-            subject: Who calls.
-            account: Under which account.
+            caller: Who calls.
             key: The key that it is about; None for the grant's own.
             text: The credential.
 
@@ -320,20 +318,20 @@ class AccessOffice:
             StoreError: The store is away: grants are not used without it.
         """
         if key is None:  # the rule for activating is the same, without a key
-            reason = self._policy.decide(subject, Operation.ACTIVATE_ACCESS, None)
+            reason = self._policy.decide(caller, Operation.ACTIVATE_ACCESS, None)
         else:
-            reason = self._policy.decide(subject, Operation.USE_ACCESS, key)
+            reason = self._policy.decide(caller, Operation.USE_ACCESS, key)
         if reason is not None:
             raise Refused(reason)
         hashed = hash_credential(text)
         book = self._keyring.store.access
         answer = await self._keyring.look(partial(book.find_by_credential, hashed))
-        if answer is None or answer[0].requester.uid != subject.uid:
+        if answer is None or answer[0].requester.uid != caller.uid:
             raise Refused(Reason.CREDENTIAL_REFUSED)
         found, moment = answer
-        fallen = await self._standing.find_fallen([subject.uid])
-        facts = self._facts({subject.uid: subject.gids}, fallen)
-        return PendingUse(found.id, hashed, Actor(subject, account), found, moment, facts)
+        fallen = await self._standing.find_fallen([caller.uid])
+        facts = self._facts({caller.uid: caller.gids}, fallen)
+        return PendingUse(found.id, hashed, caller, found, moment, facts)
 
     def check(self, use: PendingUse, item: AccessItem) -> None:
         """Refuse a use that the grant, as it was found, does not cover: before anything is opened.
@@ -438,20 +436,20 @@ class AccessOffice:
     async def _decide(
         self,
         access_id: AccessId,
-        actor: Actor,
+        actor: Caller,
         decide: Callable[[Facts, AccessRequest, Moment], AccessRequest],
     ) -> AccessRequest:
         """Decide with what there is to know about all whose approval counts.
 
         All of it is asked afresh: somebody who was locked out or left the group a moment ago counts
-        no more. Whoever decides has just been asked about (rpc/access.py).
+        no more. Whoever decides has just been asked about (services/access.py).
         """
         uids: frozenset[int] = frozenset()
         for last in (*[False] * (_TRIES - 1), True):
             found = await self.find(access_id)
             if found is not None:
                 uids = uids_to_check(found) | uids
-            own = actor.subject
+            own = actor
             others = uids - {own.uid}
             gids = {**await self._standing.read_groups(others, afresh=True), own.uid: own.gids}
             fallen = await self._standing.find_fallen(others, afresh=True)
@@ -467,12 +465,12 @@ class AccessOffice:
     async def _end(
         self,
         access_id: AccessId,
-        actor: Actor,
+        actor: Caller,
         decide: Callable[[Facts, AccessRequest, Moment], AccessRequest],
     ) -> AccessRequest:
         """Take something away: that waits for no name service, and for nobody else's changes."""
         found = await self.find(access_id)
-        facts = self._facts({actor.subject.uid: actor.subject.gids})
+        facts = self._facts({actor.uid: actor.gids})
         return await self._turn(access_id, decide, facts, found, urgent=True)
 
     async def _turn(
@@ -488,7 +486,7 @@ class AccessOffice:
         call = partial(book.change, access_id, partial(decide, facts))
         return await self._change(call, found, urgent=urgent)
 
-    async def _refuse_operators(self, subject: Subject) -> None:
+    async def _refuse_operators(self, caller: Caller) -> None:
         """Refuse a person who is an operator by another account of theirs.
 
         Raises:
@@ -497,7 +495,7 @@ class AccessOffice:
         settings = self._policy.elevation
         if settings is None:
             return
-        person = settings.person_of(subject.uid)
+        person = settings.person_of(caller.uid)
         others = [uid for uid, name in settings.people.items() if name == person]
         for uid, gids in (await self._standing.read_groups(others, afresh=True)).items():
             if self._policy.operators.include(Subject(uid, gids)):

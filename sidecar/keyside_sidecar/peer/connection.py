@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keyside.names import KeyName
-    from keyside_sidecar.access.policy import Subject
-    from keyside_sidecar.peer.credential import PeerCredential
+    from keyside_sidecar.peer.caller import Caller
 
 
 class Connection:
@@ -17,27 +15,14 @@ class Connection:
 
     Args:
         number: The supervisor's number for it.
-        credential: What the kernel said when it was accepted.
+        caller: Who it was when it was accepted.
     """
 
-    __slots__ = (
-        "close",
-        "credential",
-        "decided",
-        "decided_for",
-        "described",
-        "described_basis",
-        "number",
-        "public_only",
-        "send_away",
-        "server",
-        "subject",
-        "subject_basis",
-    )
+    __slots__ = ("caller", "close", "number", "public_only", "send_away", "server")
 
-    def __init__(self, number: int, credential: PeerCredential) -> None:
+    def __init__(self, number: int, caller: Caller) -> None:
         self.number = number
-        self.credential = credential
+        self.caller = caller
         # Relayed to the server that knows health and public status only.
         self.public_only = True
         # Which of the main servers it is relayed to; None: to none of them, or not yet.
@@ -46,18 +31,9 @@ class Connection:
         self.close: Callable[[], None] = _nothing
         # Likewise: the caller is asked to make its next calls on another connection.
         self.send_away: Callable[[], None] = _nothing
-        # The last Subject made from this credential, and the membership answer it was made from.
-        self.subject: Subject | None = None
-        self.subject_basis: object = None
-        # What policy has allowed that Subject: RPCs' names, each with a key.
-        self.decided: set[tuple[str, KeyName | None]] = set()
-        self.decided_for: Subject | None = None
-        # What the audit log says of the caller, as JSON, and the answer that it was made from.
-        self.described = ""
-        self.described_basis: object = None
 
     def __repr__(self) -> str:
-        return f"<Connection {self.number} pid={self.credential.pid} uid={self.credential.uid}>"
+        return f"<Connection {self.number} pid={self.caller.pid} uid={self.caller.uid}>"
 
 
 def _nothing() -> None:

@@ -1,4 +1,4 @@
-"""From a connection's credential to what policy looks at.
+"""From what the kernel said of a caller to what the account makes of it now.
 
 In ``account`` mode the groups are the account's groups now, so the answer can change from call to
 call; in ``process`` mode they are what the kernel captured at connect, and never change.
@@ -6,9 +6,10 @@ call; in ``process`` mode they are what the kernel captured at connect, and neve
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-from keyside_sidecar.access.policy import Subject
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import Refused
 from keyside_sidecar.peer.login import borrowed_refusal, person_refusal
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from keyside_sidecar.config import IdentitySettings
-    from keyside_sidecar.peer.connection import Connection
+    from keyside_sidecar.peer.caller import Caller
     from keyside_sidecar.peer.membership import AccountGroups, Membership
 
 
 class Identifier:
-    """Makes policy's view of callers.
+    """Says who callers are now.
+
+    The value for one that was accepted is the same for as long as the answer is, so that others can
+    keep what they know of it.
 
     Args:
         settings: The configuration's ``[identity]``.
@@ -34,94 +38,40 @@ class Identifier:
             raise ValueError("account mode needs a Membership, and process mode has none")
         self._settings = settings
         self._membership = membership
+        # By the caller that was accepted: the answer (None: it never changes), and who it is now.
+        self._known: WeakKeyDictionary[Caller, tuple[AccountGroups | None, Caller]] = (
+            WeakKeyDictionary()
+        )
 
-    def known(self, connection: Connection) -> Subject | None:
-        """Return the caller's subject if that needs no waiting, else None."""
-        if self._membership is None or connection.credential.refusal is not None:
-            return self._fixed(connection)
-        answer = self._membership.fresh(connection.credential.uid)
-        if answer is None:
-            return None
-        if connection.subject_basis is not answer:
-            connection.subject = self._make(connection, answer.gids)
-            connection.subject_basis = answer
-        return connection.subject
+    def known(self, accepted: Caller) -> Caller | None:
+        """Return who a caller is now if that needs no waiting, else None.
 
-    async def identify(self, connection: Connection) -> Subject:
-        """Return the caller's subject, asking the name service where its answer is too old.
-
-        Never raises: a caller that can't be identified has a subject whose ``standing`` says why.
+        Args:
+            accepted: The caller as it was accepted, or as it was identified before.
         """
-        subject = self.known(connection)
-        if subject is not None or self._membership is None:
-            return subject if subject is not None else self._fixed(connection)
-        return await self._ask(connection, self._membership.identify)
+        if self._membership is None or accepted.standing is not None:
+            return self._fix(accepted)
+        answer = self._membership.fresh(accepted.uid)
+        return None if answer is None else self._recall(accepted, answer)
 
-    async def identify_afresh(self, connection: Connection) -> Subject:
-        """Return the caller's subject by what the name service says now; never from memory.
+    async def identify(self, accepted: Caller) -> Caller:
+        """Return who a caller is now, asking the name service where its answer is too old.
+
+        Never raises: a caller that can't be identified has a ``standing`` that says why.
+        """
+        now = self.known(accepted)
+        if now is not None or self._membership is None:
+            return now if now is not None else self._fix(accepted)
+        return await self._ask(accepted, self._membership.identify)
+
+    async def identify_afresh(self, accepted: Caller) -> Caller:
+        """Return who a caller is by what the name service says now; never from memory.
 
         Never raises, as for :meth:`identify`.
         """
-        if self._membership is None or connection.credential.refusal is not None:
-            return self._fixed(connection)
-        return await self._ask(connection, self._membership.identify_afresh)
-
-    async def _ask(
-        self, connection: Connection, ask: Callable[[int], Awaitable[AccountGroups]]
-    ) -> Subject:
-        try:
-            answer = await ask(connection.credential.uid)
-        except Refused as refused:
-            return self._make(connection, frozenset(), refused.reason)
-        connection.subject = self._make(connection, answer.gids)
-        connection.subject_basis = answer
-        return connection.subject
-
-    def account_name(self, connection: Connection) -> str:
-        """Return the caller's account name if it is known without waiting, else ``""``."""
-        if self._membership is None or connection.credential.refusal is not None:
-            return ""
-        answer = self._membership.fresh(connection.credential.uid)
-        return answer.name if answer is not None else ""
-
-    def describe(self, connection: Connection) -> dict[str, object]:
-        """Return what the audit log says of a caller."""
-        credential = connection.credential
-        found: dict[str, object] = {
-            "pid": credential.pid,
-            "uid": credential.uid,
-            "gid": credential.gid,
-        }
-        if account := self.account_name(connection):
-            found["account"] = account
-        if credential.login_uid is not None:
-            found["login_uid"] = credential.login_uid
-        if credential.exe is not None:
-            found["exe"] = credential.exe
-        return found
-
-    def _fixed(self, connection: Connection) -> Subject:
-        if connection.subject is None:
-            credential = connection.credential
-            gids = frozenset((credential.gid, *(credential.groups or ())))
-            connection.subject = self._make(connection, gids, credential.refusal)
-        return connection.subject
-
-    def _make(
-        self, connection: Connection, gids: frozenset[int], standing: Reason | None = None
-    ) -> Subject:
-        credential = connection.credential
-        person, borrowed = (
-            refuse(
-                credential.login_uid,
-                credential.session_id,
-                readable=credential.login_readable,
-                account_uid=credential.uid,
-                mode=self._settings.person_logins,
-            )
-            for refuse in (person_refusal, borrowed_refusal)
-        )
-        return Subject(credential.uid, gids, standing=standing, person=person, borrowed=borrowed)
+        if self._membership is None or accepted.standing is not None:
+            return self._fix(accepted)
+        return await self._ask(accepted, self._membership.identify_afresh)
 
     async def groups_of(self, uid: int, *, afresh: bool = False) -> frozenset[int] | None:
         """Return the groups that another account is in now; None where there is no such account.
@@ -142,3 +92,57 @@ class Identifier:
             if refused.reason is Reason.ACCOUNT_UNKNOWN:
                 return None
             raise
+
+    async def _ask(
+        self, accepted: Caller, ask: Callable[[int], Awaitable[AccountGroups]]
+    ) -> Caller:
+        try:
+            answer = await ask(accepted.uid)
+        except Refused as refused:
+            return self._make(accepted, frozenset(), standing=refused.reason)
+        return self._recall(accepted, answer)
+
+    def _recall(self, accepted: Caller, answer: AccountGroups) -> Caller:
+        found = self._known.get(accepted)
+        if found is not None and found[0] is answer:
+            return found[1]
+        now = self._make(accepted, answer.gids, account=answer.name)
+        self._known[accepted] = answer, now
+        return now
+
+    def _fix(self, accepted: Caller) -> Caller:
+        """Return who a caller is whose groups the kernel has said, for ever."""
+        found = self._known.get(accepted)
+        if found is not None:
+            return found[1]
+        gids = frozenset((accepted.gid, *(accepted.process_gids or ())))
+        now = self._make(accepted, gids, standing=accepted.standing)
+        self._known[accepted] = None, now
+        return now
+
+    def _make(
+        self,
+        accepted: Caller,
+        gids: frozenset[int],
+        *,
+        standing: Reason | None = None,
+        account: str = "",
+    ) -> Caller:
+        person, borrowed = (
+            refuse(
+                accepted.login_uid,
+                accepted.session_id,
+                readable=accepted.login_readable,
+                account_uid=accepted.uid,
+                mode=self._settings.person_logins,
+            )
+            for refuse in (person_refusal, borrowed_refusal)
+        )
+        return replace(
+            accepted,
+            standing=standing,
+            person=person,
+            borrowed=borrowed,
+            account=account,
+            gids=gids,
+        )

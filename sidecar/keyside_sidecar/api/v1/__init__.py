@@ -1,0 +1,1 @@
+"""keyside.v1: a module a service, each with its rows."""

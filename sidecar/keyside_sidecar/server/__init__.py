@@ -1,0 +1,1 @@
+"""Server: connections, calls, and the pipeline that each of them takes."""
