@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from keyside.timestamps import format_timestamp
-
 from keyside_sidecar.access.credential import parse_access_id
 from keyside_sidecar.access.reasons import Reason
 from keyside_sidecar.errors import AccessRefused, BadRequest, Refused
