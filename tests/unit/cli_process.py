@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.unit import warm_keyside
 from tests.unit.sidecar_double import Double
 
 from keyside import cli
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 
 # Without the credentials of whoever runs the tests.
@@ -30,17 +36,64 @@ def run(
     umask: int = 0o022,
     environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run ``keyside`` to its end."""
-    socket = double.socket if isinstance(double, Double) else str(double)
-    return subprocess.run(
-        [sys.executable, "-m", "keyside.cli", *arguments],
-        input=stdin,
-        capture_output=True,
-        env={**_OUTSIDE, "KEYSIDE_SOCKET": socket, **(environment or {})},
-        umask=umask,
-        timeout=60,
-        check=False,
-    )
+    """Run ``keyside`` to its end: in a process of its own, forked from one that has it loaded.
+
+    Where the environment says how Python starts, it is started anew.
+    """
+    place = double.socket if isinstance(double, Double) else str(double)
+    inside = {**_OUTSIDE, "KEYSIDE_SOCKET": place, **(environment or {})}
+    if any(name.startswith(("PYTHON", "LC_", "LANG")) for name in environment or {}):
+        return subprocess.run(
+            [sys.executable, "-m", "keyside.cli", *arguments],
+            input=stdin,
+            capture_output=True,
+            env=inside,
+            umask=umask,
+            timeout=60,
+            check=False,
+        )
+    order = {
+        "arguments": arguments,
+        "environment": inside,
+        "umask": umask,
+        "directory": str(Path.cwd()),
+    }
+    pipes = [os.pipe() for _ in range(3)]
+    (their_in, our_in), (our_out, their_out), (our_err, their_err) = pipes
+    theirs = [their_in, their_out, their_err]
+    program = _start_warm()
+    socket.send_fds(program, [json.dumps(order).encode()], theirs)
+    for end in theirs:
+        os.close(end)
+    with ThreadPoolExecutor(3) as pool:
+        pool.submit(_write_all, our_in, stdin)
+        output, errors = (pool.submit(_read_all, end) for end in (our_out, our_err))
+        code = int(program.recv(64))
+        return subprocess.CompletedProcess(arguments, code, output.result(), errors.result())
+
+
+@cache
+def _start_warm() -> socket.socket:
+    """Return the way to a process that has ``keyside`` loaded; it ends with this one."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(60)
+    process = subprocess.Popen([sys.executable, warm_keyside.__file__], stdin=theirs)
+    theirs.close()
+    atexit.register(process.wait)
+    atexit.register(ours.close)  # first
+    return ours
+
+
+def _write_all(end: int, data: bytes) -> None:
+    with suppress(BrokenPipeError), os.fdopen(end, "wb", buffering=0) as file:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+
+
+def _read_all(end: int) -> bytes:
+    with os.fdopen(end, "rb") as file:
+        return file.read()
 
 
 @contextmanager

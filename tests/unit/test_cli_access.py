@@ -348,7 +348,7 @@ def test_refusals_have_their_exit_codes(
     double: Double, capfd: pytest.CaptureFixture[str], code: str, reason: str, exit_code: int
 ) -> None:
     double.failures = [Failure(grpc.StatusCode[code], "no", reason=reason)] * 9
-    assert call(double, "--timeout", "0.04", "access", "show", ID) == exit_code
+    assert call(double, "--timeout", "0.3", "access", "show", ID) == exit_code
     assert capfd.readouterr().err == "keyside: no\n"
 
 
