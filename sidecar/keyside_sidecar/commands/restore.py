@@ -58,6 +58,7 @@ def run_restore(config_path: Path, source: str, store_url: str | None = None) ->
     url = choose_store(config, store_url)
     account = find_account(config)
     location = locate_store(url)
+    _require_there(source)
     if isinstance(location, SqliteFile):
         _require_absent(location.path)
     with ExitStack() as stack:
@@ -105,6 +106,14 @@ def _open_custodian(config: Config) -> Custodian:
             remedy=f"put the root key that the backup was made under there, from its own backup: "
             f"as {path}, mode 0600, chown {os.geteuid()}; a new one opens nothing of it",
         ) from error
+
+
+def _require_there(source: str) -> None:
+    try:
+        if source != _STANDARD_INPUT:
+            os.stat(source)  # noqa: PTH116  ("" is no path)
+    except OSError as error:
+        raise _refuse(source, error) from error
 
 
 def _open(source: str) -> BinaryIO:
