@@ -21,7 +21,7 @@ install: .venv/.installed
 demo: install
 	@$$(readlink -f .venv)/bin/python examples/demo.py $(if $(INPUT),--input "$(INPUT)")
 
-# Integration tests wait more than they work, so they run in two halves, and the others beside them.
+# Integration tests wait more than they work, so the others run beside them.
 test: check unit
 
 check: install
@@ -32,13 +32,12 @@ check: install
 
 unit: install
 	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux setpriv=util-linux useradd=passwd chpasswd=passwd initdb=postgresql protoc=protobuf-compiler
-	@mkdir -p build; python=$$(readlink -f .venv)/bin/python; \
-	echo "tests/integration runs meanwhile, and writes to build/integration-*.log"; \
-	$$python -m pytest tests/integration/test_[a-k]*.py >build/integration-1.log 2>&1 & first=$$!; \
-	$$python -m pytest tests/integration/test_[l-z]*.py >build/integration-2.log 2>&1 & second=$$!; \
-	trap 'kill $$first $$second 2>/dev/null' INT TERM EXIT; \
+	@mkdir -p build; python=$$(readlink -f .venv)/bin/python; log=build/integration.log; \
+	echo "tests/integration runs meanwhile, and writes to $$log"; \
+	$$python -m pytest tests/integration >$$log 2>&1 & integration=$$!; \
+	trap 'kill $$integration 2>/dev/null' INT TERM EXIT; \
 	code=0; $$python -m pytest tests/unit tests/property || code=$$?; \
-	wait $$first || code=$$?; wait $$second || code=$$?; cat build/integration-1.log build/integration-2.log; exit $$code
+	wait $$integration || code=$$?; cat $$log; exit $$code
 
 soak: install .venv/.peers
 	@tools/system_packages.sh gcc=gcc node=nodejs npm=npm unshare=util-linux setpriv=util-linux useradd=passwd chpasswd=passwd initdb=postgresql $(BENCH_PACKAGES)

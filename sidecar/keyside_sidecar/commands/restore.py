@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -110,8 +111,9 @@ def _open_custodian(config: Config) -> Custodian:
 
 def _require_there(source: str) -> None:
     try:
-        if source != _STANDARD_INPUT:
-            os.stat(source)  # noqa: PTH116  ("" is no path)
+        # Not opened yet: a named pipe waits for whoever writes.
+        if source != _STANDARD_INPUT and stat.S_ISDIR(os.stat(source).st_mode):  # noqa: PTH116
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:
         raise _refuse(source, error) from error
 
