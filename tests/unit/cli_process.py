@@ -77,7 +77,7 @@ def _start_warm() -> socket.socket:
     """Return the way to a process that has ``keyside`` loaded; it ends with this one."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(60)
-    process = subprocess.Popen([sys.executable, warm_keyside.__file__], stdin=theirs)
+    process = subprocess.Popen([sys.executable, warm_keyside.__file__], stdin=theirs.fileno())
     theirs.close()
     atexit.register(process.wait)
     atexit.register(ours.close)  # first

@@ -64,9 +64,9 @@ def _become(run: dict[str, Any], streams: list[int]) -> None:
     os.environ.update(run["environment"])
     sys.argv = ["keyside", *run["arguments"]]
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        stream = _open_stream(number)
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
+        opened = _open_stream(number)
+        setattr(sys, name, opened)
+        setattr(sys, f"__{name}__", opened)
 
 
 def _open_stream(number: int) -> io.TextIOWrapper:

@@ -145,7 +145,7 @@ class AccessOffice:
             AccessRefused: As for :meth:`request`.
             StoreError: The store is away, or fails its checks.
         """
-        await self._refuse_operators(requester)
+        await self._refuse_operators(requester, afresh=False)  # nothing is decided here
         facts = self._facts({requester.uid: requester.gids})
         moment = await self._keyring.look(self._keyring.store.access.read_moment)
         access_id = make_access_id(os.urandom(8))
@@ -265,7 +265,7 @@ class AccessOffice:
             if len(requests) == 1:  # PAM is asked account by account
                 fallen = await self._standing.find_fallen(uids)
         try:
-            await self._refuse_operators(actor)
+            await self._refuse_operators(actor, afresh=False)
         except Refused as error:
             operator = refuse_as(error.reason)
         facts = self._facts(gids, fallen)
@@ -486,7 +486,7 @@ class AccessOffice:
         call = partial(book.change, access_id, partial(decide, facts))
         return await self._change(call, found, urgent=urgent)
 
-    async def _refuse_operators(self, caller: Caller) -> None:
+    async def _refuse_operators(self, caller: Caller, *, afresh: bool = True) -> None:
         """Refuse a person who is an operator by another account of theirs.
 
         Raises:
@@ -497,7 +497,7 @@ class AccessOffice:
             return
         person = settings.person_of(caller.uid)
         others = [uid for uid, name in settings.people.items() if name == person]
-        for uid, gids in (await self._standing.read_groups(others, afresh=True)).items():
+        for uid, gids in (await self._standing.read_groups(others, afresh=afresh)).items():
             if self._policy.operators.include(Subject(uid, gids)):
                 raise Refused(Reason.OPERATOR_MAY_NOT_USE_KEYS)
 
