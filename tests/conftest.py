@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -44,6 +45,8 @@ def empty_store_on_server(
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what is marked ``root``, unless root runs it."""
+    if item.get_closest_marker("hypothesis") is not None:
+        _load_characters()
     if os.geteuid() != 0 and item.get_closest_marker("root") is not None:
         pytest.skip("needs root: takes other uids, namespaces or accounts")
 
@@ -71,6 +74,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _fails_run():
         text = f"{len(_SKIPPED)} skipped, and CI=true: nothing may be skipped here"
         terminalreporter.write_line(text, red=True)
+
+
+@cache
+def _load_characters() -> None:
+    """Have Hypothesis make its table of characters before a test's inputs are timed.
+
+    It keeps the table in .hypothesis; in a fresh clone, making it takes a second or two.
+    """
+    from hypothesis import strategies
+
+    strategies.text().validate()
 
 
 def _fails_run() -> bool:
