@@ -8,6 +8,8 @@ from pathlib import Path
 
 from keyside.audit import FIRST_PREVIOUS, parse_line
 from keyside_sidecar.audit.records import CALLER, DETAILS, FIELDS, OWN_EVENTS, SERVICE_EVENTS
+from keyside_sidecar.keys import health
+from keyside_sidecar.keys.root_key_watch import ROOT_KEY_NOT_KEPT
 
 DOCS = Path(__file__).parents[2] / "docs"
 SEAL = {"number", "kind", "log", "every_s", "next_key", "signature"}
@@ -38,6 +40,19 @@ def test_documentation_describes_the_logs_own_events() -> None:
     for event in OWN_EVENTS | {"encryption.encrypt"}:
         assert f"`{event}`" in text
     assert all(event.startswith("encryption.") for event in SERVICE_EVENTS)
+
+
+def test_documentation_names_every_reason_of_a_store_problem() -> None:
+    text = (DOCS / "audit.md").read_text(encoding="utf-8")
+    row = re.search(r"^\| `store\.problem` \|.*$", text, re.MULTILINE)
+    assert row
+    assert set(re.findall(r"`([A-Z_]+)`", row[0])) == {
+        health.ROOT_KEY_UNUSABLE,
+        health.STORE_SCHEMA,
+        health.STORE_TAMPERED,
+        health.STORE_UNAVAILABLE,
+        ROOT_KEY_NOT_KEPT,
+    }
 
 
 def test_documented_example_has_the_hash_that_it_says() -> None:
