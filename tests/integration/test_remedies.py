@@ -304,6 +304,21 @@ def test_init_beside_a_log_says_how_to_begin_anew(sidecar: Sidecar) -> None:
     assert failures(sidecar) == []
 
 
+def test_missing_store_says_where_init_makes_an_empty_one(sidecar: Sidecar) -> None:
+    """Whether init does is up to the audit log, whatever becomes of the root key."""
+    for path in sidecar.store.parent.glob("keyside.db*"):
+        path.unlink()
+    [(_, message)] = failures(sidecar)
+    assert "where there is no audit log either" in message
+    assert keysided(sidecar, "init").returncode == 73
+    for path in sidecar.audit_log.parent.glob("audit.jsonl*"):
+        path.unlink()
+    done = keysided(sidecar, "init")
+    assert done.returncode == 0, done.stderr
+    assert sidecar.store.exists()
+    assert failures(sidecar) == []
+
+
 def test_account_and_group_are_made_as_the_message_says(sidecar: Sidecar) -> None:
     with made_accounts() as accounts:
         name = accounts.full_name("remedied")

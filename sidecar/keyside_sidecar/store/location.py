@@ -113,7 +113,7 @@ def require_private_store(path: Path, owner_uids: frozenset[int]) -> os.stat_res
         raise StoreUnavailable(
             f"there is no store at {path}",
             remedy="mount the file system that it is on, or make it from a backup with keysided "
-            "restore FILE; keysided init makes an empty one, where there is no root key either",
+            "restore FILE; keysided init makes an empty one, where there is no audit log either",
         )
     for side_file in list_side_files(path):
         _require_private_file(side_file, owner_uids)
