@@ -48,8 +48,8 @@ def require_reach(account: Account) -> None:
         StartupError: It can't, or root can't become the account here.
     """
     # Gathered by root: the account may not even be able to list them.
-    places = sorted({*_list_programs(), *_list_loaded_modules(), *_list_mapped_files()})
     trees = sorted({*_list_library(), *_list_packages()})
+    places = sorted({*_list_programs(), *_list_loaded_modules(trees), *_list_mapped_files()})
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -147,10 +147,15 @@ def _list_programs() -> Iterator[tuple[str, int]]:
             yield path, os.X_OK
 
 
-def _list_loaded_modules() -> Iterator[tuple[str, int]]:
+def _list_loaded_modules(trees: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Yield the modules of library and packages, and the directories that are listed for them.
+
+    What somebody else has had loaded from elsewhere is there already, and imports nothing of ours.
+    """
+    ours = tuple(f"{os.path.dirname(tree)}{os.sep}" for tree in trees)  # noqa: PTH120
     for module in list(sys.modules.values()):
         path = getattr(module, "__file__", None)
-        if isinstance(path, str):
+        if isinstance(path, str) and path.startswith(ours):
             yield path, os.R_OK
             yield os.path.dirname(path), os.R_OK | os.X_OK  # noqa: PTH120  (is listed to import)
 
